@@ -1,0 +1,335 @@
+//! Memory that direct I/O accepts: aligned buffers, and a bounded pool that recycles them.
+//!
+//! A buffer is filled while it is owned ([`AlignedBuf`]), then frozen into [`Bytes`] that the
+//! kernel, the tail cache and readers share without a copy. When the last of them lets go, the
+//! memory returns to the pool it came from, or to the allocator.
+
+use std::alloc::{self, Layout};
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+/// Alignment of every buffer's address and capacity, in bytes: enough for any device's direct I/O.
+pub const BUFFER_ALIGNMENT: usize = 4096;
+
+/// An owned, page-aligned byte buffer with a length and a capacity.
+///
+/// ```
+/// use alluvium_core::io::AlignedBuf;
+/// let mut buf = AlignedBuf::with_capacity(100);
+/// buf.extend_from_slice(b"abc");
+/// assert_eq!(&buf[..], b"abc");
+/// assert_eq!(buf.capacity(), 4096);
+/// buf.pad_to(512);
+/// let frozen = buf.freeze();
+/// assert_eq!(frozen.len(), 512);
+/// assert_eq!(frozen.as_ptr() as usize % 4096, 0);
+/// ```
+pub struct AlignedBuf {
+    ptr: NonNull<u8>,
+    len: usize,
+    capacity: usize,
+    pool: Option<Arc<PoolInner>>,
+}
+
+// SAFETY: the memory is owned exclusively by this value; nothing in it is tied to a thread.
+unsafe impl Send for AlignedBuf {}
+// SAFETY: shared access only reads the memory.
+unsafe impl Sync for AlignedBuf {}
+
+impl AlignedBuf {
+    /// A buffer that can hold at least `capacity` bytes, rounded up to [`BUFFER_ALIGNMENT`].
+    ///
+    /// The memory is zeroed, so that no stale byte can reach a disk or a reader. Aborts like every
+    /// allocation of the standard library when memory is exhausted; sizes that come from a disk go
+    /// through [`try_with_capacity`](Self::try_with_capacity).
+    pub fn with_capacity(capacity: usize) -> Self {
+        match Self::try_with_capacity(capacity) {
+            Some(buf) => buf,
+            None => alloc::handle_alloc_error(Layout::new::<[u8; BUFFER_ALIGNMENT]>()),
+        }
+    }
+
+    /// As [`with_capacity`](Self::with_capacity), but `None` when the memory cannot be had.
+    pub fn try_with_capacity(capacity: usize) -> Option<Self> {
+        let layout = Self::layout(capacity)?;
+        // SAFETY: the layout's size is at least BUFFER_ALIGNMENT, never zero.
+        let raw = unsafe { alloc::alloc_zeroed(layout) };
+        Some(Self { ptr: NonNull::new(raw)?, len: 0, capacity: layout.size(), pool: None })
+    }
+
+    fn layout(capacity: usize) -> Option<Layout> {
+        let size = capacity.max(1).checked_next_multiple_of(BUFFER_ALIGNMENT)?;
+        Layout::from_size_align(size, BUFFER_ALIGNMENT).ok()
+    }
+
+    /// How many bytes fit.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// How many more bytes fit.
+    pub fn remaining(&self) -> usize {
+        self.capacity - self.len
+    }
+
+    /// Forgets the content.
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// Shortens the content to `len`; no effect when it is shorter already.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Appends `bytes`, growing (by a copy) when they do not fit.
+    pub fn extend_from_slice(&mut self, bytes: &[u8]) {
+        self.reserve(bytes.len());
+        let (at, end) = (self.len, self.len + bytes.len());
+        self.spare_capacity_mut()[..bytes.len()].copy_from_slice(bytes);
+        debug_assert_eq!(at + bytes.len(), end);
+        self.len = end;
+    }
+
+    /// Appends zeros until the length is a multiple of `alignment` (a power of two).
+    pub fn pad_to(&mut self, alignment: usize) {
+        let target = self.len.next_multiple_of(alignment);
+        self.resize(target);
+    }
+
+    /// Sets the length; new bytes are zero.
+    pub fn resize(&mut self, len: usize) {
+        if len > self.len {
+            self.reserve(len - self.len);
+            let more = len - self.len;
+            self.spare_capacity_mut()[..more].fill(0);
+        }
+        self.len = len;
+    }
+
+    /// Makes room for `additional` bytes beyond the length, at least doubling when it must grow.
+    pub fn reserve(&mut self, additional: usize) {
+        if additional <= self.remaining() {
+            return;
+        }
+        let wanted = self.len.saturating_add(additional).max(self.capacity.saturating_mul(2));
+        let mut grown = Self::with_capacity(wanted);
+        grown.extend_from_slice(self);
+        *self = grown;
+    }
+
+    /// The bytes between length and capacity. They are initialised (zero or older content).
+    pub fn spare_capacity_mut(&mut self) -> &mut [u8] {
+        // SAFETY: [ptr, ptr + capacity) is one allocation, initialised when it was made (zeroed),
+        // and `len <= capacity` always holds.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.ptr.as_ptr().add(self.len), self.capacity - self.len)
+        }
+    }
+
+    /// Declares that the first `len` bytes are content, after something outside wrote them.
+    ///
+    /// # Panics
+    /// When `len` is larger than the capacity: a backend that claims that has a bug.
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= self.capacity, "length {len} beyond capacity {}", self.capacity);
+        self.len = len;
+    }
+
+    /// Start of the memory, for a backend that hands it to the kernel.
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// Turns the content into shared, immutable bytes without a copy.
+    pub fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for AlignedBuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Deref for AlignedBuf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the first `len` bytes are initialised and owned by this value.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for AlignedBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `deref`, and the exclusive borrow makes the access unique.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.take() {
+            pool.give_back(Self { ptr: self.ptr, len: 0, capacity: self.capacity, pool: None });
+            return;
+        }
+        if let Some(layout) = Self::layout(self.capacity) {
+            // SAFETY: the pointer came from the allocator with this very layout (capacity is
+            // already a multiple of the alignment), and it is freed once: a pooled buffer was
+            // handed on above.
+            unsafe { alloc::dealloc(self.ptr.as_ptr(), layout) };
+        }
+    }
+}
+
+impl fmt::Debug for AlignedBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AlignedBuf")
+            .field("len", &self.len)
+            .field("capacity", &self.capacity)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A bounded pool of [`AlignedBuf`]s in size classes of powers of two.
+///
+/// The bound is on idle memory: what the pool keeps, not what is out. Buffers may be dropped on
+/// any thread.
+///
+/// ```
+/// use alluvium_core::io::BufPool;
+/// let pool = BufPool::new(1 << 20);
+/// let first = pool.take(5000);
+/// let address = first.as_ptr();
+/// drop(first);
+/// assert_eq!(pool.idle_bytes(), 8192);
+/// assert_eq!(pool.take(6000).as_ptr(), address);
+/// ```
+#[derive(Debug, Clone)]
+pub struct BufPool {
+    inner: Arc<PoolInner>,
+}
+
+struct PoolInner {
+    idle_bytes_max: usize,
+    idle: Mutex<Idle>,
+}
+
+#[derive(Default)]
+struct Idle {
+    bytes: usize,
+    /// `classes[n]` holds buffers of `BUFFER_ALIGNMENT << n` bytes.
+    classes: Vec<Vec<AlignedBuf>>,
+}
+
+impl BufPool {
+    /// A pool that keeps at most `idle_bytes_max` bytes of unused buffers.
+    pub fn new(idle_bytes_max: usize) -> Self {
+        Self { inner: Arc::new(PoolInner { idle_bytes_max, idle: Mutex::default() }) }
+    }
+
+    /// A buffer of at least `capacity` bytes with length zero. Recycled bytes beyond the length
+    /// are whatever they were; every method that lengthens a buffer overwrites them.
+    pub fn take(&self, capacity: usize) -> AlignedBuf {
+        let (class, size) = class_of(capacity);
+        let recycled = {
+            let mut idle = self.inner.lock();
+            let found = idle.classes.get_mut(class).and_then(Vec::pop);
+            if found.is_some() {
+                idle.bytes -= size;
+            }
+            found
+        };
+        let mut buf = recycled.unwrap_or_else(|| AlignedBuf::with_capacity(size));
+        buf.pool = Some(Arc::clone(&self.inner));
+        buf
+    }
+
+    /// Bytes that lie unused in the pool now.
+    pub fn idle_bytes(&self) -> usize {
+        self.inner.lock().bytes
+    }
+}
+
+impl PoolInner {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Idle> {
+        // The guarded sections cannot panic half-way through an update that matters.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn give_back(&self, buf: AlignedBuf) {
+        let (class, size) = class_of(buf.capacity);
+        let mut idle = self.lock();
+        if size != buf.capacity || idle.bytes + size > self.idle_bytes_max {
+            drop(idle);
+            drop(buf);
+            return;
+        }
+        if idle.classes.len() <= class {
+            idle.classes.resize_with(class + 1, Vec::new);
+        }
+        idle.bytes += size;
+        idle.classes[class].push(buf);
+    }
+}
+
+impl fmt::Debug for PoolInner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolInner").field("idle_bytes_max", &self.idle_bytes_max).finish_non_exhaustive()
+    }
+}
+
+/// Size class and size in bytes of the smallest class that holds `capacity`.
+fn class_of(capacity: usize) -> (usize, usize) {
+    let pages = capacity.max(1).div_ceil(BUFFER_ALIGNMENT).next_power_of_two();
+    (pages.trailing_zeros() as usize, pages * BUFFER_ALIGNMENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_keeps_content_and_alignment() {
+        let mut buf = AlignedBuf::with_capacity(1);
+        for i in 0..20_000_u32 {
+            buf.extend_from_slice(&i.to_le_bytes());
+        }
+        assert_eq!(buf.len(), 80_000);
+        assert_eq!(&buf[4 * 777..4 * 778], &777_u32.to_le_bytes());
+        assert_eq!(buf.as_ptr() as usize % BUFFER_ALIGNMENT, 0);
+    }
+
+    #[test]
+    fn a_recycled_buffer_shows_no_old_bytes_through_safe_growth() {
+        let pool = BufPool::new(1 << 20);
+        let mut buf = pool.take(4096);
+        buf.extend_from_slice(&[0xAA; 4096]);
+        drop(buf.freeze());
+        let mut again = pool.take(4096);
+        again.resize(4096);
+        assert!(again.iter().all(|&b| b == 0));
+    }
+
+    #[test]
+    fn the_pool_keeps_no_more_than_its_bound() {
+        let pool = BufPool::new(8192);
+        let held: Vec<_> = (0..4).map(|_| pool.take(4096)).collect();
+        drop(held);
+        assert_eq!(pool.idle_bytes(), 8192);
+        drop(pool.take(1 << 20));
+        assert_eq!(pool.idle_bytes(), 8192);
+    }
+
+    #[test]
+    fn absurd_sizes_are_refused_not_attempted() {
+        assert!(AlignedBuf::try_with_capacity(usize::MAX).is_none());
+        assert!(AlignedBuf::try_with_capacity(isize::MAX as usize).is_none());
+    }
+}

@@ -1,0 +1,3 @@
+//! The engine of Alluvium.
+
+pub mod io;
