@@ -1,3 +1,4 @@
 //! The engine of Alluvium.
 
+pub mod format;
 pub mod io;
