@@ -452,6 +452,12 @@ impl Batch {
         self.header_at(placement).encode_into(&mut self.buf)
     }
 
+    /// The newest timestamp of the batch when the log stamps it with `append_time_ms`.
+    pub fn max_timestamp(&self, append_time_ms: i64) -> i64 {
+        let (base, delta) = self.timestamps.unwrap_or((append_time_ms, 0));
+        base.saturating_add(i64::from(delta))
+    }
+
     /// Header and body. Before [`place`](Self::place) the header is zero.
     pub fn bytes(&self) -> &[u8] {
         &self.buf

@@ -1,0 +1,54 @@
+//! Counters of a shard, and the sums that `Store::stats` reports.
+
+use std::cell::Cell;
+
+/// Counters of one shard since it started.
+#[derive(Debug, Default)]
+pub(crate) struct ShardCounters {
+    records_acknowledged: Cell<u64>,
+    reads_from_disk: Cell<u64>,
+    housekeeping_failures: Cell<u64>,
+}
+
+impl ShardCounters {
+    pub(crate) fn acknowledged(&self, records: u32) {
+        self.records_acknowledged.set(self.records_acknowledged.get() + u64::from(records));
+    }
+
+    pub(crate) fn read_from_disk(&self) {
+        self.reads_from_disk.set(self.reads_from_disk.get() + 1);
+    }
+
+    pub(crate) fn housekeeping_failed(&self) {
+        self.housekeeping_failures.set(self.housekeeping_failures.get() + 1);
+    }
+
+    pub(crate) fn snapshot(&self) -> ShardStats {
+        ShardStats {
+            records_acknowledged: self.records_acknowledged.get(),
+            reads_from_disk: self.reads_from_disk.get(),
+            housekeeping_failures: self.housekeeping_failures.get(),
+            ..ShardStats::default()
+        }
+    }
+}
+
+/// What a shard has done and holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ShardStats {
+    /// Partitions that the shard owns.
+    pub partitions: usize,
+    /// Records acknowledged at any level.
+    pub records_acknowledged: u64,
+    /// Reads that went to a segment file.
+    pub reads_from_disk: u64,
+    /// Removals of unused files that failed; the next opening tries again.
+    pub housekeeping_failures: u64,
+    /// Requests under way now.
+    pub requests_under_way: usize,
+    /// Bytes of batches under way now.
+    pub bytes_under_way: usize,
+    /// Bytes of unused buffers that the shard keeps.
+    pub idle_buffer_bytes: usize,
+}

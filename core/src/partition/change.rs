@@ -1,0 +1,463 @@
+//! Changes of a log's shape: creation, roll, truncation, reopening, close.
+//!
+//! The driver calls these when nothing is in flight and everything placed is durable (a failed
+//! partition: when nothing is in flight). Each becomes final by one durable write of a segment
+//! header or control batch; files are reused or removed only after that.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use super::driver::carry_out;
+use super::request::Change;
+use super::{Mode, Partition, Request, State, answer};
+use crate::commit::{Mark, Pipeline};
+use crate::error::{Corruption, CorruptionKind, Error, Result};
+use crate::format::{Batch, Control, ControlReason, SEGMENT_HEADER_LEN};
+use crate::io::{IoBackend, IoFile};
+use crate::offset::Offsets;
+use crate::recovery::{
+    NextHeader, PartitionReport, RecoveredLog, RecoveryContext, TailCase, recover_partition,
+};
+use crate::segment::{ActiveSegment, Segment, SpareFile, prepare_spare};
+
+/// Where the next segment takes up.
+struct Continuation<F> {
+    previous: Option<Rc<Segment<F>>>,
+    link: u32,
+    /// End offset of the predecessor.
+    end: u64,
+    /// First offset of the new segment; beyond `end` when offsets are skipped.
+    base: u64,
+    log_start: u64,
+    reserved_end: u64,
+    generation: u32,
+}
+
+impl<B: IoBackend> Partition<B> {
+    /// Carries out a change that needed the partition to be at rest.
+    pub(super) async fn change(self: &Rc<Self>, change: Change) {
+        match change {
+            Change::Truncate(to, reply) => answer(reply, self.truncate(to).await),
+            Change::Trim(to, reply) => answer(reply, self.roll_for_trim(to).await),
+            Change::Retain => {
+                let target = self.retention_target(&self.state.borrow());
+                if let Some(to) = target
+                    && self.roll_for_trim(to).await.is_err()
+                {
+                    self.shard.stats.housekeeping_failed();
+                }
+            }
+            Change::Reopen(reply) => answer(reply, self.reopen().await),
+            Change::Close(reply) => {
+                let result = self.seal_at_rest(false).await;
+                self.end();
+                answer(reply, result);
+            }
+            Change::Abandon(reply) => {
+                self.end();
+                answer(reply, Ok(()));
+            }
+            Change::Sync(reply) => answer(reply, Ok(self.state.borrow().offsets.durable())),
+        }
+    }
+
+    /// Moves appends to a new segment; without space, answers those that wait for one.
+    pub(super) async fn roll(self: &Rc<Self>) {
+        let result = match self.take_spare().await {
+            Ok(spare) => match self.seal_at_rest(true).await {
+                Ok(()) => {
+                    let next = self.continuation();
+                    self.install(spare, next).await
+                }
+                Err(e) => Err(e),
+            },
+            Err(e) => Err(e),
+        };
+        let Err(error) = result else { return };
+        let mut state = self.state.borrow_mut();
+        let queue = std::mem::take(&mut state.queue);
+        let (appends, rest) = queue.into_iter().partition(|r| matches!(r, Request::Append(_)));
+        let appends: Vec<Request> = appends;
+        state.queue = rest;
+        state.queued_bytes = 0;
+        drop(state);
+        for request in appends {
+            request.refuse(error.clone());
+        }
+    }
+
+    /// A roll whose segment header makes a trim durable.
+    async fn roll_for_trim(self: &Rc<Self>, to: u64) -> Result<()> {
+        let spare = match self.take_spare().await {
+            // On a full disk, a segment that the trim frees can be the next one.
+            Err(Error::NoSpace { path }) => {
+                let mut state = self.state.borrow_mut();
+                let free = state.sealed.first().is_some_and(|s| {
+                    s.end_offset.get() <= to
+                        && s.header.capacity_bytes == self.context.config.segment_bytes
+                        && Rc::strong_count(s) == 1
+                });
+                if !free {
+                    return Err(Error::NoSpace { path });
+                }
+                let oldest = state.sealed.remove(0);
+                match Segment::try_into_file(oldest) {
+                    Ok((file, path)) => SpareFile { file, path },
+                    Err(read) => {
+                        state.sealed.insert(0, read);
+                        return Err(Error::NoSpace { path });
+                    }
+                }
+            }
+            other => other?,
+        };
+        let mut next = self.continuation();
+        next.log_start = to;
+        self.install(spare, next).await?;
+        let mut state = self.state.borrow_mut();
+        state.offsets.set_log_start(to);
+        self.publish(state.offsets);
+        state.retire_below(to);
+        Ok(())
+    }
+
+    /// Takes up where the log ends now.
+    fn continuation(&self) -> Continuation<B::File> {
+        let state = self.state.borrow();
+        let end = state.offsets.log_end();
+        let previous = state.segments().next_back().cloned();
+        Continuation {
+            link: state.active.as_ref().map_or(state.link, ActiveSegment::link),
+            // Without an active segment, a cut or a crash came before: skip what may be shown.
+            base: if state.active.is_some() { end } else { end.max(state.reserved_placed) },
+            end: previous.as_ref().map_or(end, |s| s.end_offset.get()),
+            previous,
+            log_start: state.offsets.log_start(),
+            reserved_end: state.reserved_placed.max(end),
+            generation: state.generation,
+        }
+    }
+
+    /// Puts `spare` to use as the next segment. Final once its header is durable.
+    async fn install(
+        self: &Rc<Self>,
+        spare: SpareFile<B::File>,
+        next: Continuation<B::File>,
+    ) -> Result<()> {
+        let backend = self.shard.backend.as_ref();
+        let sequence = self.state.borrow().next_sequence;
+        let header = NextHeader {
+            sequence,
+            previous: next.previous.as_deref(),
+            link: next.link,
+            base_offset: next.base,
+            prev_end_offset: next.end,
+            generation: next.generation,
+            log_start: next.log_start,
+            reserved_end: next.reserved_end,
+        }
+        .build(backend, &self.context, spare.file.alignment());
+        let config = &self.context.config;
+        let headroom = config.control_headroom_bytes(header.alignment);
+        let segment = match spare.activate(header, config.index_interval_bytes).await {
+            Ok(segment) => Rc::new(segment),
+            Err(e) => {
+                let cause = crate::error::IoError::from(e);
+                self.fail_with(cause.clone());
+                return Err(Error::OutcomeUnknown { id: self.id(), cause });
+            }
+        };
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
+        state.next_sequence = sequence + 1;
+        let start = SEGMENT_HEADER_LEN as u64;
+        let active = ActiveSegment::new(segment, start, 0, next.link, headroom);
+        let finished = state.active.replace(active);
+        if let Some(finished) = finished {
+            let segment = finished.segment;
+            state.sealed.push(Rc::clone(&segment));
+            let this = Rc::clone(self);
+            self.shard.backend.spawn(Box::pin(async move {
+                segment.save_index(this.shard.backend.as_ref()).await;
+            }));
+        }
+        if next.base > state.offsets.log_end() {
+            state.skip_to(next.base, self.context.config.writes_in_flight_max);
+            self.publish(state.offsets);
+        }
+        state.tail_sealed = true;
+        Ok(())
+    }
+
+    /// Writes a seal behind everything; the caller knows that all of it is durable.
+    async fn seal_at_rest(&self, segment_end: bool) -> Result<()> {
+        let write = {
+            let mut borrowed = self.state.borrow_mut();
+            let state = &mut *borrowed;
+            let end = state.offsets.log_end();
+            // A segment's end must be known; a tail that is sealed already needs no second seal.
+            if !state.is_open() || (state.tail_sealed && !segment_end) {
+                return Ok(());
+            }
+            let reserved_end = if segment_end { state.reserved_placed.max(end) } else { end };
+            let batch = Batch::control(&Control {
+                reason: ControlReason::Seal,
+                segment_end,
+                end_offset: end,
+                log_start: state.offsets.log_start(),
+                reserved_end,
+            });
+            let room =
+                state.active.as_ref().is_some_and(|a| a.has_control_room(batch.encoded_len()));
+            if !room {
+                return Ok(());
+            }
+            let write = self.place_control(state, batch);
+            state.tail_sealed = true;
+            write
+        };
+        let (id, result) = carry_out(write).await;
+        match (result, id) {
+            (Ok(()), Some(id)) => {
+                let mut state = self.state.borrow_mut();
+                state.pipeline.complete(id);
+                self.settle_waiters(&mut state);
+                Ok(())
+            }
+            (Ok(()), None) => Ok(()),
+            (Err(e), id) => {
+                let cause = crate::error::IoError::from(e);
+                self.state.borrow_mut().pipeline.fail(id);
+                self.fail_with(cause.clone());
+                Err(Error::PartitionFailed { id: self.id(), cause })
+            }
+        }
+    }
+
+    /// Removes all records at and above `to`.
+    async fn truncate(self: &Rc<Self>, to: u64) -> Result<()> {
+        let offsets = self.state.borrow().offsets;
+        if to == offsets.log_end() {
+            return Ok(());
+        }
+        if to < offsets.log_start() || to > offsets.log_end() {
+            let (start, end) = (offsets.log_start(), offsets.log_end());
+            return Err(Error::OutOfRange { requested: to, start, end });
+        }
+        let (target, link) = {
+            let state = self.state.borrow();
+            let segments: Vec<_> = state.segments().cloned().collect();
+            let n = segments.partition_point(|s| s.base_offset() < to);
+            let link = match segments.get(n) {
+                Some(after) => after.header.prev_header_crc,
+                None => state.active.as_ref().map_or(state.link, ActiveSegment::link),
+            };
+            (n.checked_sub(1).and_then(|i| segments.get(i).cloned()), link)
+        };
+        if let Some(target) = &target {
+            self.refuse_inside_opaque(target, to).await?;
+        }
+        let spare = self.take_spare().await?;
+        let generation = self.state.borrow().generation.saturating_add(1);
+        let end = target.as_ref().map_or(to, |t| t.end_offset.get().min(to));
+        let next = Continuation {
+            previous: target.clone(),
+            link,
+            end,
+            base: to,
+            log_start: offsets.log_start(),
+            reserved_end: to,
+            generation,
+        };
+        self.install_after_cut(spare, next, target).await
+    }
+
+    async fn install_after_cut(
+        self: &Rc<Self>,
+        spare: SpareFile<B::File>,
+        next: Continuation<B::File>,
+        target: Option<Rc<Segment<B::File>>>,
+    ) -> Result<()> {
+        let (to, end, generation) = (next.base, next.end, next.generation);
+        self.install(spare, next).await?;
+        // From here on the cut is final; the rest is memory and housekeeping.
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
+        let keep = match &target {
+            Some(target) => state.sealed.iter().position(|s| Rc::ptr_eq(s, target)).map(|i| i + 1),
+            None => Some(0),
+        };
+        let dead = state.sealed.split_off(keep.unwrap_or(state.sealed.len()));
+        state.retired.extend(dead);
+        if let Some(target) = target {
+            target.end_offset.set(end);
+        }
+        state.generation = generation;
+        state.cache.truncate(to);
+        state.offsets.truncate(to);
+        state.reserved_durable = to;
+        state.reserved_placed = to;
+        state.restart_pipeline(self.context.config.writes_in_flight_max);
+        self.publish(state.offsets);
+        Ok(())
+    }
+
+    async fn refuse_inside_opaque(&self, target: &Segment<B::File>, to: u64) -> Result<()> {
+        let interval = self.context.config.index_interval_bytes;
+        let pool = &self.context.pool;
+        target.load_index(self.shard.backend.as_ref(), pool, interval).await?;
+        let batches = target.read(pool, to, u64::MAX, 1, 64 << 10).await?;
+        match batches.first() {
+            Some(batch) if batch.is_opaque() && batch.base_offset() < to => {
+                Err(Error::InsideOpaqueBatch {
+                    requested: to,
+                    base: batch.base_offset(),
+                    end: batch.end_offset(),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Recovers a failed partition in place.
+    async fn reopen(self: &Rc<Self>) -> Result<PartitionReport> {
+        let before = {
+            let mut state = self.state.borrow_mut();
+            if !matches!(state.mode, Mode::Failed(_)) {
+                return Ok(state.recovery.clone());
+            }
+            // Our own descriptors hold the locks that the fence waits for.
+            state.sealed.clear();
+            state.active = None;
+            state.spares.clear();
+            state.retired.clear();
+            state.offsets
+        };
+        while self.state.borrow().preparing {
+            self.spare_ready.notified().await;
+        }
+        self.state.borrow_mut().spares.clear();
+        let log = recover_partition(self.shard.backend.as_ref(), &self.context).await?;
+        if log.offsets.durable() < before.durable() {
+            return Err(Error::corrupt(Corruption {
+                path: self.context.dir.clone(),
+                partition: self.id(),
+                position: 0,
+                offset_start: log.offsets.durable(),
+                offset_end: Some(before.durable()),
+                found: CorruptionKind::Misplaced("the log ends below its durable offset"),
+            }));
+        }
+        let mut state = self.state.borrow_mut();
+        let queue = std::mem::take(&mut state.queue);
+        let queued_bytes = state.queued_bytes;
+        let watched = state.watched;
+        *state = State::from_log(log, self.context.config.writes_in_flight_max);
+        state.queue = queue;
+        state.queued_bytes = queued_bytes;
+        state.watched = watched;
+        self.publish(state.offsets);
+        Ok(state.recovery.clone())
+    }
+
+    /// Ends the partition: whatever still waits is answered, the files are let go.
+    fn end(&self) {
+        let mut state = self.state.borrow_mut();
+        state.mode = Mode::Closed;
+        let queue = std::mem::take(&mut state.queue);
+        state.sealed.clear();
+        state.active = None;
+        state.spares.clear();
+        state.retired.clear();
+        state.cache.clear();
+        drop(state);
+        for request in queue {
+            request.refuse(Error::Closed);
+        }
+        self.shard.partitions.set(self.shard.partitions.get().saturating_sub(1));
+    }
+}
+
+impl<F: IoFile> State<F> {
+    /// Everything placed is durable, by other means than the pipeline's own groups.
+    fn restart_pipeline(&mut self, window: u16) {
+        self.placed = Mark { count: self.placed.count, offset: self.offsets.log_end() };
+        self.pipeline = Pipeline::new(window, self.placed);
+    }
+
+    /// Skips offsets that may have been shown and were lost.
+    fn skip_to(&mut self, base: u64, window: u16) {
+        self.offsets = Offsets::new(self.offsets.log_start(), base);
+        self.restart_pipeline(window);
+    }
+}
+
+/// Creates the directory and first segment of a partition. Durable when it returns.
+///
+/// Everything is made under a temporary name (`temporary`), so that a crash leaves either the whole
+/// partition or something that the next opening removes.
+pub(crate) async fn create_partition<B: IoBackend>(
+    backend: &B,
+    context: &RecoveryContext,
+    store: &Path,
+    temporary: &Path,
+) -> Result<RecoveredLog<B::File>> {
+    let failed = |e: std::io::Error| {
+        if Error::is_no_space(&e) {
+            Error::NoSpace { path: context.dir.clone() }
+        } else {
+            Error::io("create", &context.dir, e)
+        }
+    };
+    backend.create_dir(temporary).await.map_err(failed)?;
+    let mut request = context.spare_request(0, false);
+    request.dir = temporary.to_path_buf();
+    let mut spare = prepare_spare(backend, &request).await?;
+    if let Some(name) = spare.path.file_name() {
+        spare.path = context.dir.join(name);
+    }
+    let header = NextHeader {
+        sequence: 1,
+        previous: None,
+        link: 0,
+        base_offset: 0,
+        prev_end_offset: 0,
+        generation: 1,
+        log_start: 0,
+        reserved_end: 0,
+    }
+    .build(backend, context, spare.file.alignment());
+    let headroom = context.config.control_headroom_bytes(header.alignment);
+    let segment =
+        spare.activate(header, context.config.index_interval_bytes).await.map_err(failed)?;
+    backend.sync_dir(temporary).await.map_err(failed)?;
+    backend.rename(temporary, &context.dir).await.map_err(failed)?;
+    backend.sync_dir(store).await.map_err(failed)?;
+    let start = SEGMENT_HEADER_LEN as u64;
+    Ok(RecoveredLog {
+        sealed: Vec::new(),
+        active: Some(ActiveSegment::new(Rc::new(segment), start, 0, 0, headroom)),
+        spares: Vec::new(),
+        offsets: Offsets::new(0, 0),
+        generation: 1,
+        reserved_end: 0,
+        next_number: 1,
+        next_sequence: 2,
+        last_timestamp: i64::MIN,
+        link: 0,
+        read_only: false,
+        report: PartitionReport {
+            partition: context.partition,
+            case: TailCase::Clean,
+            log_start: 0,
+            log_end: 0,
+            skipped_offsets: 0,
+            segments: 1,
+            rewritten_bytes: 0,
+            cut: None,
+            temporaries_removed: 0,
+            foreign: Vec::new(),
+            corruption: None,
+        },
+    })
+}

@@ -1,0 +1,199 @@
+//! Forming groups: which appends go into the next write, and what is placed for them.
+
+use std::rc::Rc;
+
+use super::request::{Waiter, WaiterKind};
+use super::{Ack, AppendRequest, Appended, Mode, Partition, Permit, Request, State, answer};
+use crate::commit::GroupId;
+use crate::error::Error;
+use crate::format::{Batch, Control, ControlReason};
+use crate::io::{Durability, IoBackend, IoFile};
+use crate::segment::{GroupContext, PlacedGroup, Segment};
+
+/// How many offsets one durable reservation covers. Appends acknowledged below `Durable` may lose
+/// their records in a crash, but their offsets must not be given again: so a reservation is on the
+/// disk before the first of them is acknowledged, and is renewed when half of it is used.
+pub(super) const RESERVATION: u64 = 1 << 16;
+
+/// A group that has its place and is to be written now.
+#[derive(Debug)]
+pub(super) struct Write<F> {
+    pub(super) id: GroupId,
+    pub(super) segment: Rc<Segment<F>>,
+    pub(super) group: PlacedGroup,
+    pub(super) durability: Durability,
+}
+
+/// What came of trying to form a group from the front of the queue.
+#[derive(Debug)]
+pub(super) enum Formed<F> {
+    Write(Write<F>),
+    /// Everything at the front was answered without a write.
+    Nothing,
+    /// The first append does not fit into the active segment.
+    NeedsRoll,
+}
+
+impl<B: IoBackend> Partition<B> {
+    /// Takes appends from the front of the queue and places them as one group.
+    pub(super) fn form_group(&self, state: &mut State<B::File>) -> Formed<B::File> {
+        let Some(active) = state.active.as_ref() else { return Formed::NeedsRoll };
+        let config = &self.context.config;
+        let control_len = crate::format::BATCH_HEADER_LEN + Control::LEN;
+        let room = usize::try_from(active.data_room()).unwrap_or(usize::MAX);
+        let limit = room.min(config.group_bytes_max as usize);
+        let padded = |len| active.padded(len);
+        let mut taken: Vec<AppendRequest> = Vec::new();
+        let mut len = control_len;
+        let mut next_offset = state.offsets.log_end();
+        let mut full = false;
+        while let Some(Request::Append(front)) = state.queue.front() {
+            let with_front = len + front.batch.encoded_len();
+            if padded(with_front) > limit {
+                full = true;
+                break;
+            }
+            let Some(Request::Append(append)) = state.queue.pop_front() else { break };
+            state.queued_bytes -= append.batch.encoded_len();
+            if let Some(expected) = append.expected.filter(|e| *e != next_offset) {
+                let error = Error::WrongOffset { expected, actual: next_offset };
+                Request::Append(append).refuse(error);
+                continue;
+            }
+            next_offset += u64::from(append.batch.record_count());
+            len = with_front;
+            taken.push(append);
+        }
+        if taken.is_empty() {
+            return if full { Formed::NeedsRoll } else { Formed::Nothing };
+        }
+        Formed::Write(self.place(state, taken, next_offset))
+    }
+
+    fn place(
+        &self,
+        state: &mut State<B::File>,
+        appends: Vec<AppendRequest>,
+        end: u64,
+    ) -> Write<B::File> {
+        let weak = appends.iter().any(|a| a.level < Ack::Durable);
+        let reserve = (weak && end + RESERVATION / 2 > state.reserved_placed)
+            .then(|| end + RESERVATION);
+        // Weak acknowledgements wait for the reservation that covers them.
+        let covered = end <= state.reserved_durable;
+        let durable = reserve.is_some() || appends.iter().any(|a| a.level == Ack::Durable);
+        let durability = if durable || (weak && !covered) {
+            Durability::Durable
+        } else {
+            Durability::Written
+        };
+        let mut batches = Vec::with_capacity(appends.len() + 1);
+        if let Some(reserved_end) = reserve {
+            state.reserved_placed = reserved_end;
+            batches.push(state.control(ControlReason::Reserve, reserved_end));
+        }
+        let mut waiters = Vec::with_capacity(appends.len());
+        for append in appends {
+            batches.push(append.batch);
+            let level = append.level;
+            waiters.push((level, append.replies, append.permit));
+        }
+        let controls = usize::from(reserve.is_some());
+        let write = self.place_batches(state, batches, durability);
+        let placed = write.group.batches.get(controls..).unwrap_or_default();
+        for ((level, replies, permit), placed) in waiters.into_iter().zip(placed) {
+            let count = u32::try_from(placed.end_offset - placed.base_offset).unwrap_or(u32::MAX);
+            let appended = Appended { base_offset: placed.base_offset, count, level };
+            if let Some(reply) = replies.placed {
+                answer(reply, Ok(Appended { level: Ack::Accepted, ..appended }));
+            }
+            let at = state.placed.count;
+            let mut wait = |durable: bool, kind| {
+                let waiter = Waiter { count: at, kind, permit };
+                let queue =
+                    if durable { &mut state.waiting_durable } else { &mut state.waiting_written };
+                queue.push_back(waiter);
+            };
+            match level {
+                Ack::Accepted if covered => {
+                    answer(replies.done, Ok(appended));
+                    wait(false, WaiterKind::Nobody);
+                }
+                Ack::Written if covered => wait(false, WaiterKind::Append(appended, replies.done)),
+                _ => wait(true, WaiterKind::Append(appended, replies.done)),
+            }
+        }
+        if let Some(reserved_end) = reserve {
+            let kind = WaiterKind::Reserve(reserved_end);
+            // In front of the appends of its group: they are answered by the same completion.
+            let waiter = Waiter { count: state.placed.count, kind, permit: Permit::default() };
+            state.waiting_durable.push_back(waiter);
+        }
+        if durability == Durability::Durable {
+            state.durable_wanted = state.placed.count;
+        }
+        write
+    }
+
+    /// Places a group of one control batch.
+    pub(super) fn place_control(
+        &self,
+        state: &mut State<B::File>,
+        batch: Batch,
+    ) -> Write<B::File> {
+        let write = self.place_batches(state, vec![batch], Durability::Durable);
+        state.durable_wanted = state.placed.count;
+        write
+    }
+
+    /// Gives batches their place in the active segment and registers the group with the pipeline.
+    ///
+    /// The caller has made sure that there is an active segment with room.
+    fn place_batches(
+        &self,
+        state: &mut State<B::File>,
+        batches: Vec<Batch>,
+        durability: Durability,
+    ) -> Write<B::File> {
+        // Time never goes back within a partition, whatever the clock does.
+        let now = self.shard.backend.wall_clock_ms().max(state.last_timestamp);
+        state.last_timestamp = now;
+        let context = GroupContext {
+            next_offset: state.offsets.log_end(),
+            durable_offset: state.offsets.durable(),
+            append_time_ms: now,
+            generation: state.generation,
+        };
+        state.placed.count += batches.len() as u64;
+        let Some(active) = state.active.as_mut() else {
+            unreachable!("a group is formed only when there is an active segment")
+        };
+        let group = active.place(&self.context.pool, batches, context);
+        let segment = Rc::clone(&active.segment);
+        state.placed.offset = group.batches.last().map_or(context.next_offset, |b| b.end_offset);
+        state.offsets.set_log_end(state.placed.offset);
+        let id = state.pipeline.submit(state.placed, durability);
+        state.activity += 1;
+        state.tail_sealed = false;
+        state.cache.push(group.clone());
+        Write { id, segment, group, durability }
+    }
+}
+
+impl<F: IoFile> State<F> {
+    /// A control batch that tells the present state.
+    pub(super) fn control(&self, reason: ControlReason, reserved_end: u64) -> Batch {
+        Batch::control(&Control {
+            reason,
+            segment_end: false,
+            end_offset: self.offsets.log_end(),
+            log_start: self.offsets.log_start(),
+            reserved_end,
+        })
+    }
+
+    /// Whether the partition takes writes.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.mode, Mode::Open)
+    }
+}

@@ -1,0 +1,270 @@
+//! What happens beside the data path: spares made ahead of need, files put back to use, retention,
+//! idle seals.
+
+use std::rc::Rc;
+
+use super::{Partition, State};
+use crate::error::Result;
+use crate::format::{Batch, Control, ControlReason};
+use crate::io::{IoBackend, IoFile};
+use crate::segment::{INDEX_SUFFIX, Segment, SpareFile, prepare_spare};
+
+impl<B: IoBackend> Partition<B> {
+    /// Starts making a spare in the background once the active segment is half full.
+    pub(super) fn prepare_ahead(self: &Rc<Self>) {
+        let mut state = self.state.borrow_mut();
+        let due = state.is_open()
+            && self.context.config.spare_segments_max > 0
+            && state.spares.is_empty()
+            && !state.preparing
+            && !state.spare_failed
+            && state
+                .active
+                .as_ref()
+                .is_some_and(|a| a.data_room() < self.context.config.segment_bytes / 2);
+        if !due {
+            return;
+        }
+        state.preparing = true;
+        drop(state);
+        let this = Rc::clone(self);
+        self.shard.backend.spawn(Box::pin(async move {
+            let guard = PreparingGuard(Rc::clone(&this));
+            let result = this.make_spare(this.context.config.preinitialise).await;
+            let mut state = this.state.borrow_mut();
+            match result {
+                Ok(spare) => state.spares.push(spare),
+                // The roll tries again, and reports.
+                Err(_) => state.spare_failed = true,
+            }
+            drop(state);
+            drop(guard);
+        }));
+    }
+
+    async fn make_spare(&self, preinitialise: bool) -> Result<SpareFile<B::File>> {
+        let number = {
+            let mut state = self.state.borrow_mut();
+            let number = state.next_number;
+            state.next_number += 1;
+            number
+        };
+        let request = self.context.spare_request(number, preinitialise);
+        prepare_spare(self.shard.backend.as_ref(), &request).await
+    }
+
+    /// A spare for the roll: one that lies ready, the one being made, or one made now.
+    pub(super) async fn take_spare(self: &Rc<Self>) -> Result<SpareFile<B::File>> {
+        loop {
+            self.reuse_retired();
+            let preparing = {
+                let mut state = self.state.borrow_mut();
+                state.spare_failed = false;
+                if let Some(spare) = state.spares.pop() {
+                    return Ok(spare);
+                }
+                state.preparing
+            };
+            if !preparing {
+                // Somebody waits: reserve the blocks, leave the zeros out.
+                return self.make_spare(false).await;
+            }
+            self.spare_ready.notified().await;
+        }
+    }
+
+    /// Puts files of retired segments that nobody reads any more into the pool, or removes them.
+    pub(super) fn reuse_retired(self: &Rc<Self>) {
+        let mut state = self.state.borrow_mut();
+        if state.retired.is_empty() {
+            return;
+        }
+        let config = &self.context.config;
+        let mut removed = Vec::new();
+        for segment in std::mem::take(&mut state.retired) {
+            let fits = segment.header.capacity_bytes == config.segment_bytes;
+            match Segment::try_into_file(segment) {
+                Err(read) => state.retired.push(read),
+                Ok((file, path)) => {
+                    if fits && !file.has_failed() && state.spares.len() < config.spare_segments_max
+                    {
+                        state.spares.push(SpareFile { file, path });
+                    } else {
+                        removed.push(path);
+                    }
+                }
+            }
+        }
+        drop(state);
+        if removed.is_empty() {
+            return;
+        }
+        let this = Rc::clone(self);
+        self.shard.backend.spawn(Box::pin(async move {
+            for path in removed {
+                let backend = &this.shard.backend;
+                // A file that stays is dead by the chain of headers; the next recovery finds it.
+                if backend.remove_file(&path).await.is_err() {
+                    this.shard.stats.housekeeping_failed();
+                }
+                if backend.remove_file(&path.with_extension(INDEX_SUFFIX)).await.is_err() {
+                    // There was none.
+                }
+            }
+        }));
+    }
+
+    /// Called by the shard's ticker: whether the partition still needs watching.
+    pub(crate) fn tick(&self) -> bool {
+        let mut state = self.state.borrow_mut();
+        let idle = state.activity == state.activity_seen;
+        state.activity_seen = state.activity;
+        if !state.is_open() || state.tail_sealed {
+            state.watched = false;
+            return false;
+        }
+        if idle && state.queue.is_empty() {
+            state.seal_wanted = true;
+            state.watched = false;
+            drop(state);
+            self.wake.notify();
+            return false;
+        }
+        true
+    }
+
+    /// Loads what the retention decision needs and puts the request into the queue.
+    pub(crate) async fn consider_retention(&self) -> Result<()> {
+        let config = &self.context.config;
+        if config.retention_age.is_none() && config.retention_bytes.is_none() {
+            return Ok(());
+        }
+        let oldest = self.state.borrow().sealed.first().cloned();
+        if let Some(segment) = oldest
+            && config.retention_age.is_some()
+        {
+            let backend = self.shard.backend.as_ref();
+            let interval = config.index_interval_bytes;
+            segment.load_index(backend, &self.context.pool, interval).await?;
+        }
+        let due = {
+            let state = self.state.borrow();
+            state.is_open() && self.retention_target(&state).is_some()
+        };
+        if due {
+            self.submit(super::Request::Change(super::Change::Retain));
+        }
+        Ok(())
+    }
+
+    /// The log start that retention asks for, if it is beyond the present one.
+    pub(super) fn retention_target(&self, state: &State<B::File>) -> Option<u64> {
+        let config = &self.context.config;
+        let now = self.shard.backend.wall_clock_ms();
+        let facts = state.sealed.iter().map(|s| SealedFacts {
+            end_offset: s.end_offset.get(),
+            used_bytes: s.end_position.get(),
+            max_timestamp: s.with_index(|index| index.max_timestamp()),
+        });
+        let age_max_ms =
+            config.retention_age.map(|a| i64::try_from(a.as_millis()).unwrap_or(i64::MAX));
+        retention(facts.collect(), config.retention_bytes, age_max_ms, now)
+            .filter(|target| *target > state.offsets.log_start())
+    }
+}
+
+/// Lets the next roll make a spare itself if the task that makes one is dropped.
+struct PreparingGuard<B: IoBackend>(Rc<Partition<B>>);
+
+impl<B: IoBackend> Drop for PreparingGuard<B> {
+    fn drop(&mut self) {
+        if let Ok(mut state) = self.0.state.try_borrow_mut() {
+            state.preparing = false;
+        }
+        self.0.spare_ready.notify();
+    }
+}
+
+/// What retention looks at, oldest segment first.
+#[derive(Debug, Clone, Copy)]
+struct SealedFacts {
+    end_offset: u64,
+    used_bytes: u64,
+    /// `None` while the segment's index is not loaded.
+    max_timestamp: Option<i64>,
+}
+
+/// The offset below which whole segments may go: pure.
+fn retention(
+    sealed: Vec<SealedFacts>,
+    bytes_max: Option<u64>,
+    age_max_ms: Option<i64>,
+    now_ms: i64,
+) -> Option<u64> {
+    let mut total: u64 = sealed.iter().map(|s| s.used_bytes).sum();
+    let mut target = None;
+    for segment in sealed {
+        let too_much = bytes_max.is_some_and(|max| total > max);
+        let too_old = age_max_ms.zip(segment.max_timestamp).is_some_and(|(age, newest)| {
+            // A segment without a batch has no newest record: it is as old as can be.
+            newest < now_ms.saturating_sub(age)
+        });
+        if !too_much && !too_old {
+            break;
+        }
+        total -= segment.used_bytes;
+        target = Some(segment.end_offset);
+    }
+    target
+}
+
+impl<F: IoFile> State<F> {
+    /// Retires sealed segments that end at or below `start`.
+    pub(super) fn retire_below(&mut self, start: u64) {
+        let n = self.sealed.partition_point(|s| s.end_offset.get() <= start);
+        self.retired.extend(self.sealed.drain(..n));
+    }
+
+    /// The control batch that makes a trim durable.
+    pub(super) fn control_for_trim(&self, to: u64, reserved_end: u64) -> Batch {
+        Batch::control(&Control {
+            reason: ControlReason::Trim,
+            segment_end: false,
+            end_offset: self.offsets.log_end(),
+            log_start: to,
+            reserved_end,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(ends: &[u64], used_bytes: u64, newest: Option<i64>) -> Vec<SealedFacts> {
+        let one = |(i, end): (usize, &u64)| SealedFacts {
+            end_offset: *end,
+            used_bytes,
+            max_timestamp: newest.map(|n| n + i64::try_from(i).unwrap() * 100),
+        };
+        ends.iter().enumerate().map(one).collect()
+    }
+
+    #[test]
+    fn by_size_the_oldest_go_until_the_rest_fits() {
+        let sealed = || facts(&[10, 20, 30], 100, None);
+        assert_eq!(retention(sealed(), Some(300), None, 0), None);
+        assert_eq!(retention(sealed(), Some(299), None, 0), Some(10));
+        assert_eq!(retention(sealed(), Some(100), None, 0), Some(20));
+        assert_eq!(retention(sealed(), Some(0), None, 0), Some(30));
+    }
+
+    #[test]
+    fn by_age_a_segment_goes_when_its_newest_record_is_too_old() {
+        let sealed = || facts(&[10, 20, 30], 100, Some(1000));
+        assert_eq!(retention(sealed(), None, Some(500), 1500), None);
+        assert_eq!(retention(sealed(), None, Some(500), 1501), Some(10));
+        assert_eq!(retention(sealed(), None, Some(500), 9999), Some(30));
+        assert_eq!(retention(facts(&[10], 1, None), None, Some(1), 9999), None, "not known yet");
+    }
+}

@@ -1,0 +1,311 @@
+//! One log: the segments, the queue of requests, group commit, reads, retention.
+//!
+//! A partition is driven by one task of its shard, the [driver](driver). Requests stand in one
+//! queue and take effect in its order. Appends at the front become a group as soon as the window
+//! has room; everything that changes the shape of the log (a roll, a truncation, a reopening)
+//! waits until what is in flight has landed, and is carried out by the driver itself. So there is
+//! exactly one writer of a partition's structure, and no lock.
+//!
+//! Reads do not stand in the queue. They look at the offsets, take what they need from the tail
+//! cache, or hold the segments they read by reference count while they wait for the disk.
+
+mod cache;
+mod change;
+mod driver;
+mod group;
+mod housekeeping;
+mod notify;
+mod read;
+mod request;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use tokio::sync::{oneshot, watch};
+
+pub(crate) use change::create_partition;
+pub(crate) use notify::LocalNotify;
+pub(crate) use request::{AppendRequest, Change, Permit, Replies, Reply, Request};
+pub use read::{Fetched, ReadLimits, Visibility};
+pub use request::{Ack, Appended};
+
+use cache::TailCache;
+use request::Waiter;
+
+use crate::commit::{Mark, Pipeline};
+use crate::error::{Error, IoError};
+use crate::io::IoBackend;
+use crate::offset::Offsets;
+use crate::recovery::{PartitionReport, RecoveredLog, RecoveryContext};
+use crate::segment::{ActiveSegment, Segment, SpareFile};
+
+/// What the partitions of a shard share.
+#[derive(Debug)]
+pub(crate) struct ShardContext<B: IoBackend> {
+    pub(crate) backend: Rc<B>,
+    /// Partitions whose tail is not sealed; the shard's ticker seals those that went idle.
+    pub(crate) unsealed: RefCell<Vec<Rc<Partition<B>>>>,
+    pub(crate) tick: LocalNotify,
+    /// Partitions on this shard: they share the budget of the tail cache.
+    pub(crate) partitions: std::cell::Cell<usize>,
+    pub(crate) stats: crate::metrics::ShardCounters,
+}
+
+impl<B: IoBackend> ShardContext<B> {
+    pub(crate) fn new(backend: Rc<B>) -> Self {
+        Self {
+            backend,
+            unsealed: RefCell::default(),
+            tick: LocalNotify::default(),
+            partitions: std::cell::Cell::new(0),
+            stats: crate::metrics::ShardCounters::default(),
+        }
+    }
+}
+
+/// What a partition accepts.
+#[derive(Debug, Clone)]
+enum Mode {
+    Open,
+    /// Opened read only, or damaged.
+    ReadOnly,
+    /// The first failed write or sync; see the fail-stop rule in [`crate::io`].
+    Failed(IoError),
+    /// Closed or deleted; the driver has ended.
+    Closed,
+}
+
+/// One log on its shard.
+#[derive(Debug)]
+pub(crate) struct Partition<B: IoBackend> {
+    shard: Rc<ShardContext<B>>,
+    context: RecoveryContext,
+    state: RefCell<State<B::File>>,
+    wake: LocalNotify,
+    spare_ready: LocalNotify,
+    published: watch::Sender<Offsets>,
+}
+
+#[derive(Debug)]
+struct State<F> {
+    mode: Mode,
+    queue: VecDeque<Request>,
+    queued_bytes: usize,
+    sealed: Vec<Rc<Segment<F>>>,
+    active: Option<ActiveSegment<F>>,
+    spares: Vec<SpareFile<F>>,
+    /// Segments that no longer count but may still be read by somebody.
+    retired: Vec<Rc<Segment<F>>>,
+    offsets: Offsets,
+    pipeline: Pipeline,
+    placed: Mark,
+    /// Count of batches that must become durable for somebody.
+    durable_wanted: u64,
+    waiting_written: VecDeque<Waiter>,
+    waiting_durable: VecDeque<Waiter>,
+    cache: TailCache,
+    /// Whether the last batch placed is a seal (or there is none).
+    tail_sealed: bool,
+    /// Set by the ticker: nothing came since its last round.
+    seal_wanted: bool,
+    /// Counts groups, and what the ticker saw of them.
+    activity: u64,
+    activity_seen: u64,
+    /// Whether the ticker watches the partition.
+    watched: bool,
+    /// Offsets below may have been shown, and that is on the disk.
+    reserved_durable: u64,
+    /// The same, including reservations in flight.
+    reserved_placed: u64,
+    generation: u32,
+    next_number: u64,
+    next_sequence: u64,
+    last_timestamp: i64,
+    /// Link for the next segment while there is no active one.
+    link: u32,
+    preparing: bool,
+    /// The last attempt to make a spare ahead of need failed; the roll tries again.
+    spare_failed: bool,
+    recovery: PartitionReport,
+}
+
+impl<F: crate::io::IoFile> State<F> {
+    fn from_log(log: RecoveredLog<F>, window: u16) -> Self {
+        let end = log.offsets.log_end();
+        Self {
+            mode: if log.read_only { Mode::ReadOnly } else { Mode::Open },
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            sealed: log.sealed,
+            active: log.active,
+            spares: log.spares,
+            retired: Vec::new(),
+            offsets: log.offsets,
+            pipeline: Pipeline::new(window, Mark { count: 0, offset: end }),
+            placed: Mark { count: 0, offset: end },
+            durable_wanted: 0,
+            waiting_written: VecDeque::new(),
+            waiting_durable: VecDeque::new(),
+            cache: TailCache::default(),
+            tail_sealed: true,
+            seal_wanted: false,
+            activity: 0,
+            activity_seen: 0,
+            watched: false,
+            reserved_durable: log.reserved_end,
+            reserved_placed: log.reserved_end,
+            generation: log.generation,
+            next_number: log.next_number,
+            next_sequence: log.next_sequence,
+            last_timestamp: log.last_timestamp,
+            link: log.link,
+            preparing: false,
+            spare_failed: false,
+            recovery: log.report,
+        }
+    }
+
+    /// All segments that count, oldest first.
+    fn segments(&self) -> impl DoubleEndedIterator<Item = &Rc<Segment<F>>> {
+        self.sealed.iter().chain(self.active.as_ref().map(|a| &a.segment))
+    }
+}
+
+/// What `describe` tells about a partition.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct PartitionInfo {
+    /// The partition's id.
+    pub id: u64,
+    /// Tells this partition from an earlier one of the same id.
+    pub incarnation: u32,
+    /// Where the log starts and ends.
+    pub offsets: Offsets,
+    /// Segments that hold the log, the active one included.
+    pub segments: usize,
+    /// Bytes of those segments that are in use.
+    pub used_bytes: u64,
+    /// Files ready for the next roll.
+    pub spares: usize,
+    /// The failure that ended the partition's write life, if one did.
+    pub failure: Option<Error>,
+    /// Whether it accepts reads only.
+    pub read_only: bool,
+    /// What the last recovery found.
+    pub recovery: PartitionReport,
+}
+
+impl<B: IoBackend> Partition<B> {
+    /// Puts a recovered log to work and starts its driver.
+    pub(crate) fn start(
+        shard: &Rc<ShardContext<B>>,
+        context: RecoveryContext,
+        log: RecoveredLog<B::File>,
+    ) -> Rc<Self> {
+        let (published, _) = watch::channel(log.offsets);
+        let window = context.config.writes_in_flight_max;
+        shard.partitions.set(shard.partitions.get() + 1);
+        let this = Rc::new(Self {
+            shard: Rc::clone(shard),
+            context,
+            state: RefCell::new(State::from_log(log, window)),
+            wake: LocalNotify::default(),
+            spare_ready: LocalNotify::default(),
+            published,
+        });
+        shard.backend.spawn(Box::pin(driver::drive(Rc::clone(&this))));
+        this
+    }
+
+    /// The partition's id.
+    pub(crate) fn id(&self) -> u64 {
+        self.context.partition
+    }
+
+    /// Tells this partition from an earlier one of the same id.
+    pub(crate) fn incarnation(&self) -> u32 {
+        self.context.incarnation
+    }
+
+    /// Where offsets are published.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Offsets> {
+        self.published.subscribe()
+    }
+
+    /// Largest encoded batch that is accepted, in bytes.
+    pub(crate) fn batch_bytes_max(&self) -> usize {
+        let state = self.state.borrow();
+        let alignment = state.active.as_ref().map_or(4096, |a| a.segment.header.alignment);
+        self.context.config.batch_bytes_max(alignment)
+    }
+
+    /// Puts a request at the end of the queue, or answers it right away when it cannot be served.
+    pub(crate) fn submit(&self, request: Request) {
+        let limit_bytes = self.batch_bytes_max();
+        let mut state = self.state.borrow_mut();
+        let refusal = match (&state.mode, &request) {
+            (Mode::Closed, _) => Some(Error::Closed),
+            (Mode::ReadOnly, Request::Append(_)) => Some(Error::ReadOnly { id: self.id() }),
+            (Mode::ReadOnly, Request::Change(c)) if !c.is_end() => {
+                Some(Error::ReadOnly { id: self.id() })
+            }
+            (Mode::Failed(cause), Request::Append(_)) => Some(self.failed(cause)),
+            (Mode::Failed(cause), Request::Change(c)) if !c.works_on_failed() => {
+                Some(self.failed(cause))
+            }
+            (_, Request::Append(a)) if a.batch.encoded_len() > limit_bytes => {
+                Some(Error::TooLarge { size_bytes: a.batch.encoded_len(), limit_bytes })
+            }
+            _ => None,
+        };
+        if let Some(error) = refusal {
+            drop(state);
+            return request.refuse(error);
+        }
+        if let Request::Append(append) = &request {
+            state.queued_bytes += append.batch.encoded_len();
+        }
+        state.queue.push_back(request);
+        drop(state);
+        self.wake.notify();
+    }
+
+    fn failed(&self, cause: &IoError) -> Error {
+        Error::PartitionFailed { id: self.id(), cause: cause.clone() }
+    }
+
+    /// A description for operators.
+    pub(crate) fn describe(&self) -> PartitionInfo {
+        let state = self.state.borrow();
+        PartitionInfo {
+            id: self.id(),
+            incarnation: self.incarnation(),
+            offsets: state.offsets,
+            segments: state.segments().count(),
+            used_bytes: state.segments().map(|s| s.end_position.get()).sum(),
+            spares: state.spares.len(),
+            failure: match &state.mode {
+                Mode::Failed(cause) => Some(self.failed(cause)),
+                _ => None,
+            },
+            read_only: matches!(state.mode, Mode::ReadOnly),
+            recovery: state.recovery.clone(),
+        }
+    }
+
+    fn publish(&self, offsets: Offsets) {
+        self.published.send_if_modified(|published| {
+            let changed = *published != offsets;
+            *published = offsets;
+            changed
+        });
+    }
+}
+
+/// Answers a oneshot; the caller may have gone, which is no concern of the log.
+fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+    if reply.send(value).is_err() {
+        // The caller dropped its future; the effect of the request stands.
+    }
+}

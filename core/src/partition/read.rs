@@ -1,0 +1,253 @@
+//! Reads: from the tail cache where it reaches, from the segments otherwise.
+
+use std::rc::Rc;
+
+use super::{Mode, Partition};
+use crate::error::{CorruptionKind, Error, Result};
+use crate::format::{FormatError, StoredBatch, StoredRecord};
+use crate::io::IoBackend;
+
+/// How far a read may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Visibility {
+    /// Up to the durable offset: what is seen here is never taken back by a crash.
+    #[default]
+    Durable,
+    /// Up to the log end: also records that a crash may still take away. For Raft logs, which
+    /// read entries before they are durable.
+    Visible,
+}
+
+/// How much one read may return. At least one record is returned when there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadLimits {
+    /// Encoded bytes of batches.
+    pub bytes_max: usize,
+    /// Number of records. An opaque batch is never split.
+    pub records_max: u64,
+}
+
+impl Default for ReadLimits {
+    /// 1 MiB, any number of records.
+    fn default() -> Self {
+        Self { bytes_max: 1 << 20, records_max: u64::MAX }
+    }
+}
+
+/// What a read found: verified batches in offset order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// The batches, clipped to the range that was asked for.
+    pub batches: Vec<StoredBatch>,
+    /// Where to read on.
+    pub next_offset: u64,
+    /// Log start offset when the read began.
+    pub log_start: u64,
+    /// Durable offset when the read began.
+    pub durable: u64,
+    /// Log end offset when the read began.
+    pub log_end: u64,
+}
+
+impl Fetched {
+    /// All records of the batches, in order. An opaque batch yields one error.
+    pub fn records(&self) -> impl Iterator<Item = Result<StoredRecord, FormatError>> + '_ {
+        self.batches.iter().flat_map(StoredBatch::records)
+    }
+
+    /// Whether there was nothing to read yet.
+    pub fn is_empty(&self) -> bool {
+        self.batches.is_empty()
+    }
+}
+
+impl<B: IoBackend> Partition<B> {
+    /// A read that needs no disk: from the tail cache, or of nothing. `None` when it needs one.
+    pub(crate) fn read_cached(
+        &self,
+        from: u64,
+        limits: ReadLimits,
+        visibility: Visibility,
+    ) -> Result<Option<Fetched>> {
+        let state = self.state.borrow();
+        if let Mode::Closed = state.mode {
+            return Err(Error::Closed);
+        }
+        let offsets = state.offsets;
+        let end = match visibility {
+            Visibility::Durable => offsets.durable(),
+            Visibility::Visible => offsets.log_end(),
+        };
+        let start = offsets.log_start();
+        if from < start || from > end {
+            return Err(Error::OutOfRange { requested: from, start, end });
+        }
+        let fetched = |batches, next_offset| Fetched {
+            batches,
+            next_offset,
+            log_start: start,
+            durable: offsets.durable(),
+            log_end: offsets.log_end(),
+        };
+        if from == end {
+            return Ok(Some(fetched(Vec::new(), from)));
+        }
+        let batches = match state.cache.read(from, end, limits.bytes_max) {
+            None => return Ok(None),
+            Some(Ok(batches)) => batches,
+            // What the cache cannot decode the disk may still have; it is read and judged there.
+            Some(Err(_)) => return Ok(None),
+        };
+        let (batches, next) = limit_records(batches, limits.records_max);
+        Ok(Some(fetched(batches, next.unwrap_or(end))))
+    }
+
+    /// A read from the segments.
+    pub(crate) async fn read(
+        self: Rc<Self>,
+        from: u64,
+        limits: ReadLimits,
+        visibility: Visibility,
+    ) -> Result<Fetched> {
+        if let Some(fetched) = self.read_cached(from, limits, visibility)? {
+            return Ok(fetched);
+        }
+        let (offsets, mode_failure, candidates) = {
+            let state = self.state.borrow();
+            let segments: Vec<_> = state.segments().cloned().collect();
+            // The last segment that starts at or below `from`; its successors if it ends below.
+            let first = segments.partition_point(|s| s.base_offset() <= from).saturating_sub(1);
+            let failure = match &state.mode {
+                Mode::Failed(cause) => Some(self.failed(cause)),
+                _ => None,
+            };
+            (state.offsets, failure, segments.into_iter().skip(first))
+        };
+        let end = match visibility {
+            Visibility::Durable => offsets.durable(),
+            Visibility::Visible => offsets.log_end(),
+        };
+        let context = &self.context;
+        let (pool, interval) = (&context.pool, context.config.index_interval_bytes);
+        for segment in candidates {
+            if segment.end_offset.get() <= from {
+                continue;
+            }
+            segment.load_index(self.shard.backend.as_ref(), pool, interval).await?;
+            let chunk = context.config.read_chunk_bytes;
+            // Offsets that were skipped lie between segments.
+            let from = from.max(segment.base_offset());
+            let batches = segment.read(pool, from, end, limits.bytes_max, chunk).await?;
+            if !batches.is_empty() {
+                self.shard.stats.read_from_disk();
+                let (batches, next) = limit_records(batches, limits.records_max);
+                return Ok(Fetched {
+                    batches,
+                    next_offset: next.unwrap_or(end),
+                    log_start: offsets.log_start(),
+                    durable: offsets.durable(),
+                    log_end: offsets.log_end(),
+                });
+            }
+            if segment.end_offset.get() >= end {
+                break;
+            }
+        }
+        if let Some(failure) = mode_failure {
+            return Err(failure);
+        }
+        // Nothing in [from, end) although it is within the log: skipped offsets at its very end.
+        let state = self.state.borrow();
+        let stored_end = state.segments().next_back().map_or(0, |s| s.base_offset());
+        if from >= stored_end || state.offsets.log_start() > from {
+            drop(state);
+            return Ok(Fetched {
+                batches: Vec::new(),
+                next_offset: end,
+                log_start: offsets.log_start(),
+                durable: offsets.durable(),
+                log_end: offsets.log_end(),
+            });
+        }
+        let found = CorruptionKind::Misplaced("no batch holds the offset");
+        match state.segments().next_back() {
+            Some(last) => Err(last.corruption(0, from, Some(end), found)),
+            None => Err(Error::Closed),
+        }
+    }
+
+    /// Offset of the first durable record whose timestamp is at or after `timestamp_ms`; `None`
+    /// when every record is older.
+    pub(crate) async fn offset_for_timestamp(
+        self: Rc<Self>,
+        timestamp_ms: i64,
+    ) -> Result<Option<u64>> {
+        let (segments, offsets) = {
+            let state = self.state.borrow();
+            (state.segments().cloned().collect::<Vec<_>>(), state.offsets)
+        };
+        let interval = self.context.config.index_interval_bytes;
+        for segment in segments {
+            segment.load_index(self.shard.backend.as_ref(), &self.context.pool, interval).await?;
+            let start = segment.with_index(|index| index.first_not_before(timestamp_ms)).flatten();
+            let Some(start) = start else { continue };
+            let mut at = start.max(offsets.log_start());
+            let end = offsets.durable().min(segment.end_offset.get());
+            while at < end {
+                let limits = ReadLimits::default();
+                let this = Rc::clone(&self);
+                let fetched = this.read(at, limits, Visibility::Durable).await?;
+                if fetched.is_empty() {
+                    break;
+                }
+                for batch in &fetched.batches {
+                    if let Some(found) = first_not_before(batch, timestamp_ms)? {
+                        return Ok(Some(found));
+                    }
+                }
+                at = fetched.next_offset;
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn first_not_before(batch: &StoredBatch, timestamp_ms: i64) -> Result<Option<u64>> {
+    if batch.header().max_timestamp() < timestamp_ms {
+        return Ok(None);
+    }
+    if batch.is_opaque() {
+        return Ok(Some(batch.first_offset()));
+    }
+    for record in batch.records() {
+        match record {
+            Ok(record) if record.timestamp >= timestamp_ms => return Ok(Some(record.offset)),
+            Ok(_) => {}
+            // Whole by its checksum, yet not decodable: its writer encoded it wrongly.
+            Err(_) => return Ok(Some(batch.first_offset())),
+        }
+    }
+    Ok(None)
+}
+
+/// Clips the batches to `records_max` records, and says where they end.
+fn limit_records(batches: Vec<StoredBatch>, records_max: u64) -> (Vec<StoredBatch>, Option<u64>) {
+    let mut left = records_max.max(1);
+    let mut kept = Vec::with_capacity(batches.len());
+    for batch in batches {
+        if left == 0 {
+            break;
+        }
+        let count = batch.end_offset() - batch.first_offset();
+        let batch = if count > left && !batch.is_opaque() {
+            let (first, end) = (batch.first_offset(), batch.first_offset() + left);
+            batch.clip(first, end)
+        } else {
+            batch
+        };
+        left = left.saturating_sub(batch.end_offset() - batch.first_offset());
+        kept.push(batch);
+    }
+    let next = kept.last().map(StoredBatch::end_offset);
+    (kept, next)
+}

@@ -1,0 +1,175 @@
+//! What stands in a partition's queue, and who waits for what.
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::answer;
+use crate::error::{Error, Result};
+use crate::format::Batch;
+use crate::recovery::PartitionReport;
+
+/// How far an append must have come when it returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Ack {
+    /// Offsets are assigned. Survives nothing: a crash loses it.
+    Accepted,
+    /// The write has completed. Survives the death of the process, not a loss of power.
+    Written,
+    /// The batch and everything before it in the partition is on stable media.
+    #[default]
+    Durable,
+}
+
+/// The answer to an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// Offset of the batch's first record.
+    pub base_offset: u64,
+    /// Number of records.
+    pub count: u32,
+    /// The level that was reached.
+    pub level: Ack,
+}
+
+impl Appended {
+    /// The offset after the batch.
+    ///
+    /// ```
+    /// use alluvium_core::{Ack, Appended};
+    /// let appended = Appended { base_offset: 7, count: 3, level: Ack::Durable };
+    /// assert_eq!(appended.end_offset(), 10);
+    /// ```
+    pub fn end_offset(&self) -> u64 {
+        self.base_offset + u64::from(self.count)
+    }
+}
+
+/// Where an answer goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// Room in the mailbox that a request holds until its memory is free again.
+#[derive(Debug, Default)]
+pub(crate) struct Permit {
+    pub(crate) request: Option<OwnedSemaphorePermit>,
+    pub(crate) bytes: Option<OwnedSemaphorePermit>,
+}
+
+/// Who is told what about an append.
+#[derive(Debug)]
+pub(crate) struct Replies {
+    /// Told as soon as offsets are assigned, provisionally, whatever the level.
+    pub(crate) placed: Option<Reply<Appended>>,
+    /// Told when the level is reached.
+    pub(crate) done: Reply<Appended>,
+}
+
+impl Replies {
+    fn refuse(self, error: Error) {
+        match self.placed {
+            Some(placed) => answer(placed, Err(error)),
+            None => answer(self.done, Err(error)),
+        }
+    }
+}
+
+/// An append in the queue.
+#[derive(Debug)]
+pub(crate) struct AppendRequest {
+    pub(crate) batch: Batch,
+    pub(crate) level: Ack,
+    /// Where the caller expects the log to end.
+    pub(crate) expected: Option<u64>,
+    pub(crate) replies: Replies,
+    pub(crate) permit: Permit,
+}
+
+/// A request that is not an append.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// Everything before it in the queue becomes durable.
+    Sync(Reply<u64>),
+    /// Removes all records below the offset.
+    Trim(u64, Reply<()>),
+    /// Removes all records at and above the offset.
+    Truncate(u64, Reply<()>),
+    /// Applies retention.
+    Retain,
+    /// Recovers a failed partition.
+    Reopen(Reply<PartitionReport>),
+    /// Seals the log and ends the driver.
+    Close(Reply<()>),
+    /// Ends the driver without another write; the directory is about to go.
+    Abandon(Reply<()>),
+}
+
+impl Change {
+    /// Whether the request ends the partition; that works in any state.
+    pub(super) fn is_end(&self) -> bool {
+        matches!(self, Self::Close(_) | Self::Abandon(_))
+    }
+
+    pub(super) fn works_on_failed(&self) -> bool {
+        self.is_end() || matches!(self, Self::Reopen(_))
+    }
+
+    pub(super) fn refuse(self, error: Error) {
+        match self {
+            Self::Sync(reply) => answer(reply, Err(error)),
+            Self::Trim(_, reply)
+            | Self::Truncate(_, reply)
+            | Self::Close(reply)
+            | Self::Abandon(reply) => answer(reply, Err(error)),
+            Self::Reopen(reply) => answer(reply, Err(error)),
+            Self::Retain => {}
+        }
+    }
+}
+
+/// One entry of the queue.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Append(AppendRequest),
+    Change(Change),
+}
+
+impl Request {
+    /// Answers the request with an error that says it was not applied.
+    pub(super) fn refuse(self, error: Error) {
+        match self {
+            Self::Append(append) => append.replies.refuse(error),
+            Self::Change(change) => change.refuse(error),
+        }
+    }
+}
+
+/// Somebody who waits until the first `count` batches have come far enough.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) count: u64,
+    pub(super) kind: WaiterKind,
+    /// Held until the memory of the batch can be given up.
+    pub(super) permit: Permit,
+}
+
+/// What the waiter is told.
+#[derive(Debug)]
+pub(super) enum WaiterKind {
+    Append(Appended, Reply<Appended>),
+    Sync(u64, Reply<u64>),
+    /// A trim to this offset: it takes effect when its control batch is durable.
+    Trim(u64, Option<Reply<()>>),
+    /// Offsets below are reserved once the control batch is durable.
+    Reserve(u64),
+    /// Only the permit waits.
+    Nobody,
+}
+
+impl WaiterKind {
+    pub(super) fn refuse(self, error: Error) {
+        match self {
+            Self::Append(_, reply) => answer(reply, Err(error)),
+            Self::Sync(_, reply) => answer(reply, Err(error)),
+            Self::Trim(_, Some(reply)) => answer(reply, Err(error)),
+            Self::Trim(_, None) | Self::Reserve(_) | Self::Nobody => {}
+        }
+    }
+}

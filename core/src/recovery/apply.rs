@@ -1,0 +1,442 @@
+//! Carries out what the plan decided, in an order that a crash at any point cannot harm.
+//!
+//! 1. Make the directory, the newest header and the tail window durable again: what a dead process
+//!    left may be only in a cache, and its failed syncs are not reported to anyone.
+//! 2. Where the tail demands it, put a new segment behind it: from then on the cut is final.
+//! 3. Only then reuse or remove files that no longer count.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use super::inventory::{Access, Found, corruption_of, take_inventory};
+use super::plan::{TailCase, classify_scan, newest, predecessors};
+use super::report::PartitionReport;
+use crate::config::{OnCorruption, StoreConfig};
+use crate::error::{Corruption, CorruptionKind, Error, Result};
+use crate::format::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentKind};
+use crate::io::{BUFFER_ALIGNMENT, BufPool, Durability, FailStop, IoBackend, IoFile};
+use crate::offset::Offsets;
+use crate::segment::{
+    ActiveSegment, Cursor, Scan, Segment, SpareFile, SpareRequest, SparseIndex, Stop,
+    prepare_spare, scan_segment,
+};
+
+/// What recovery needs to know about the partition.
+#[derive(Debug, Clone)]
+pub(crate) struct RecoveryContext {
+    pub(crate) partition: u64,
+    pub(crate) incarnation: u32,
+    pub(crate) dir: PathBuf,
+    pub(crate) config: Rc<StoreConfig>,
+    pub(crate) pool: BufPool,
+    pub(crate) direct: bool,
+    pub(crate) read_only: bool,
+}
+
+/// A log that is ready to be read and, unless it is read only, to be appended to.
+#[derive(Debug)]
+pub(crate) struct RecoveredLog<F> {
+    /// Segments before the active one, oldest first.
+    pub(crate) sealed: Vec<Rc<Segment<F>>>,
+    /// `None` when the log is read only, or when there is no space for a segment yet.
+    pub(crate) active: Option<ActiveSegment<F>>,
+    pub(crate) spares: Vec<SpareFile<F>>,
+    pub(crate) offsets: Offsets,
+    pub(crate) generation: u32,
+    pub(crate) reserved_end: u64,
+    pub(crate) next_number: u64,
+    /// Sequence of the next segment.
+    pub(crate) next_sequence: u64,
+    pub(crate) last_timestamp: i64,
+    /// Link that the first batch of the next segment carries, when there is no active one.
+    pub(crate) link: u32,
+    pub(crate) read_only: bool,
+    pub(crate) report: PartitionReport,
+}
+
+const SCAN_CHUNK_BYTES: usize = 1 << 20;
+
+/// Opens the log of one partition.
+pub(crate) async fn recover_partition<B: IoBackend>(
+    backend: &B,
+    context: &RecoveryContext,
+) -> Result<RecoveredLog<B::File>> {
+    let access = Access {
+        read_only: context.read_only,
+        direct: context.direct,
+        fence_timeout: context.config.fence_timeout,
+    };
+    let (partition, incarnation) = (context.partition, context.incarnation);
+    let inventory =
+        take_inventory(backend, &context.dir, partition, incarnation, access).await?;
+    let mut damage = Damage { policy: context.config.on_corruption, first: None };
+    for found in &inventory.found {
+        if let Err(kind) = &found.header {
+            damage.note(corruption_of(found, partition, kind.clone()))?;
+        }
+    }
+    let headers: Vec<Option<SegmentHeader>> =
+        inventory.found.iter().map(|f| f.header.as_ref().ok().cloned()).collect();
+    let mut files: Vec<Option<Found<B::File>>> = inventory.found.into_iter().map(Some).collect();
+    let tail = match newest(&headers) {
+        Some(index) => files[index].take().zip(headers[index].clone()).zip(Some(index)),
+        None => None,
+    };
+    let Some(((found, header), newest)) = tail else {
+        return Err(Error::corrupt(damage.first.unwrap_or_else(|| Corruption {
+            path: context.dir.clone(),
+            partition,
+            position: 0,
+            offset_start: 0,
+            offset_end: None,
+            found: CorruptionKind::MissingSegment { identity: 0 },
+        })));
+    };
+    let (segment, scan, case) = scan_newest(context, found, header, &mut damage).await?;
+
+    let (links, missing) = predecessors(&headers, newest, scan.log_start);
+    if let Some(identity) = missing {
+        let oldest = links.first().and_then(|l| headers[l.index].as_ref());
+        damage.note(Corruption {
+            path: context.dir.clone(),
+            partition,
+            position: 0,
+            offset_start: scan.log_start,
+            offset_end: Some(oldest.unwrap_or(&segment.header).base_offset),
+            found: CorruptionKind::MissingSegment { identity },
+        })?;
+    }
+    let mut sealed = Vec::with_capacity(links.len());
+    for link in &links {
+        let Some((found, header)) = files[link.index].take().zip(headers[link.index].clone())
+        else {
+            continue;
+        };
+        if found.len < link.end_position {
+            let kind = CorruptionKind::Shortened { len: found.len, needed: link.end_position };
+            damage.note(corruption_of(&found, partition, kind))?;
+        }
+        let (end, position) = (link.end_offset, link.end_position);
+        sealed.push(Rc::new(Segment::new(found.file, found.path, header, end, position, None)));
+    }
+    let oldest_readable = sealed.first().map_or(segment.header.base_offset, |s| s.base_offset());
+    let log_start = if missing.is_some() { oldest_readable } else { scan.log_start };
+    let report = PartitionReport {
+        partition,
+        case,
+        log_start,
+        log_end: scan.end_offset,
+        skipped_offsets: 0,
+        segments: sealed.len() + 1,
+        rewritten_bytes: 0,
+        cut: (case == TailCase::Torn).then(|| (segment.path.clone(), scan.end_position)),
+        temporaries_removed: 0,
+        foreign: inventory.foreign,
+        corruption: damage.first,
+    };
+    let generations = headers.iter().flatten().map(|h| h.generation).max().unwrap_or(0);
+    let read_only = context.read_only || report.corruption.is_some();
+    let log = RecoveredLog {
+        sealed,
+        active: None,
+        spares: Vec::new(),
+        offsets: Offsets::new(log_start.min(scan.end_offset), scan.end_offset),
+        generation: generations.max(scan.generation).saturating_add(1),
+        reserved_end: scan.reserved_end.max(scan.end_offset),
+        next_number: inventory.next_number,
+        next_sequence: segment.header.sequence + 1,
+        last_timestamp: scan.max_timestamp,
+        link: scan.link,
+        read_only,
+        report,
+    };
+    if read_only {
+        let mut log = log;
+        log.sealed.push(segment);
+        return Ok(log);
+    }
+    let tail = Tail { segment, scan, case };
+    let unused = files.into_iter().flatten().collect();
+    make_writable(backend, context, log, tail, unused, inventory.temporaries).await
+}
+
+/// The first damage found, and whether the log may be opened in spite of it.
+struct Damage {
+    policy: OnCorruption,
+    first: Option<Corruption>,
+}
+
+impl Damage {
+    fn note(&mut self, corruption: Corruption) -> Result<()> {
+        if self.policy == OnCorruption::Refuse {
+            return Err(Error::corrupt(corruption));
+        }
+        self.first.get_or_insert(corruption);
+        Ok(())
+    }
+}
+
+struct Tail<F> {
+    segment: Rc<Segment<F>>,
+    scan: Scan,
+    case: TailCase,
+}
+
+async fn scan_newest<F: IoFile>(
+    context: &RecoveryContext,
+    found: Found<F>,
+    header: SegmentHeader,
+    damage: &mut Damage,
+) -> Result<(Rc<Segment<F>>, Scan, TailCase)> {
+    if found.len < header.capacity_bytes {
+        let kind = CorruptionKind::Shortened { len: found.len, needed: header.capacity_bytes };
+        damage.note(corruption_of(&found, context.partition, kind))?;
+    }
+    let (base, start) = (header.base_offset, SEGMENT_HEADER_LEN as u64);
+    let segment = Segment::new(found.file, found.path, header, base, start, None);
+    let interval = context.config.index_interval_bytes;
+    let mut scan = scan_segment(&segment, &context.pool, SCAN_CHUNK_BYTES, interval).await?;
+    let case = classify_scan(&scan);
+    if case == TailCase::Corrupt {
+        let after = scan.survivor.as_ref().map(|s| s.offset).filter(|o| *o > scan.end_offset);
+        damage.note(Corruption {
+            path: segment.path.clone(),
+            partition: context.partition,
+            position: scan.end_position,
+            offset_start: scan.end_offset,
+            offset_end: after,
+            found: match &scan.stop {
+                Stop::Nothing(kind) | Stop::TornBatch(kind) => kind.clone(),
+                Stop::BrokenChain(why) => CorruptionKind::Misplaced(why),
+                Stop::Full => CorruptionKind::Misplaced("a batch behind a full segment"),
+            },
+        })?;
+        extend_past_damage(&segment, &mut scan, &context.pool).await?;
+    } else {
+        segment.set_index(std::mem::replace(&mut scan.index, SparseIndex::new(interval)));
+    }
+    segment.end_offset.set(scan.end_offset);
+    segment.end_position.set(scan.end_position);
+    Ok((Rc::new(segment), scan, case))
+}
+
+/// For reading around damage: the log ends behind the last whole batch, not at the first hole.
+async fn extend_past_damage<F: IoFile>(
+    segment: &Segment<F>,
+    scan: &mut Scan,
+    pool: &BufPool,
+) -> Result<()> {
+    let capacity = segment.header.capacity_bytes;
+    let mut cursor = Cursor::new(segment, pool, SCAN_CHUNK_BYTES);
+    let mut position = scan.end_position;
+    while position < capacity {
+        match cursor.batch_at(position).await {
+            Ok(batch) => {
+                scan.end_offset = scan.end_offset.max(batch.end_offset());
+                position = cursor.position_after(batch.header(), position);
+                scan.end_position = position;
+            }
+            Err(_) => match cursor.resynchronise(position, capacity).await? {
+                Some((next, _)) => position = next,
+                None => break,
+            },
+        }
+    }
+    Ok(())
+}
+
+/// Steps 1 to 3 of the [module](self).
+async fn make_writable<B: IoBackend>(
+    backend: &B,
+    context: &RecoveryContext,
+    mut log: RecoveredLog<B::File>,
+    tail: Tail<B::File>,
+    unused: Vec<Found<B::File>>,
+    temporaries: Vec<PathBuf>,
+) -> Result<RecoveredLog<B::File>> {
+    let Tail { segment, scan, case } = tail;
+    let config = &context.config;
+    backend
+        .sync_dir(&context.dir)
+        .await
+        .map_err(|e| Error::io("sync the directory", &context.dir, e))?;
+    rewrite(&segment, &context.pool, 0, SEGMENT_HEADER_LEN as u64).await?;
+    log.report.rewritten_bytes =
+        rewrite(&segment, &context.pool, scan.rewrite_from, scan.end_position).await?;
+
+    for path in temporaries {
+        match backend.remove_file(&path).await {
+            Ok(()) => log.report.temporaries_removed += 1,
+            Err(e) => return Err(Error::io("remove", &path, e)),
+        }
+    }
+    for found in unused {
+        let fits = found.len == config.segment_bytes && found.header.is_ok();
+        if fits && log.spares.len() < config.spare_segments_max.max(1) {
+            log.spares.push(SpareFile { file: found.file, path: found.path });
+        } else if let Err(e) = backend.remove_file(&found.path).await {
+            return Err(Error::io("remove", &found.path, e));
+        }
+    }
+
+    let same_alignment = segment.file.alignment() <= segment.header.alignment;
+    if case == TailCase::Clean && same_alignment {
+        let headroom = config.control_headroom_bytes(segment.header.alignment);
+        let (position, sequence) = (scan.end_position, scan.next_sequence);
+        log.active =
+            Some(ActiveSegment::new(segment, position, sequence, scan.link, headroom));
+    } else {
+        log.sealed.push(Rc::clone(&segment));
+        match next_segment(backend, context, &mut log).await {
+            Ok(active) => log.active = Some(active),
+            // The log opens all the same: it can be read and trimmed, and the first append tries
+            // again. Nothing is appended behind the cut before the new segment stands.
+            Err(Error::NoSpace { .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    log.report.skipped_offsets = log.reserved_end.saturating_sub(scan.end_offset);
+    log.report.log_start = log.offsets.log_start();
+    log.report.log_end = log.offsets.log_end();
+    Ok(log)
+}
+
+/// Puts a new segment behind the recovered tail.
+async fn next_segment<B: IoBackend>(
+    backend: &B,
+    context: &RecoveryContext,
+    log: &mut RecoveredLog<B::File>,
+) -> Result<ActiveSegment<B::File>> {
+    let config = &context.config;
+    let spare = match log.spares.pop() {
+        Some(spare) => spare,
+        None => {
+            let number = log.next_number;
+            log.next_number += 1;
+            prepare_spare(backend, &context.spare_request(number, false)).await?
+        }
+    };
+    let path = spare.path.clone();
+    let end = log.offsets.log_end();
+    let header_base = log.reserved_end.max(end);
+    let header = NextHeader {
+        sequence: log.next_sequence,
+        previous: log.sealed.last().map(|s| s.as_ref()),
+        link: log.link,
+        base_offset: header_base,
+        prev_end_offset: end,
+        generation: log.generation,
+        log_start: log.offsets.log_start(),
+        reserved_end: log.reserved_end,
+    }
+    .build(backend, context, spare.file.alignment());
+    let segment = spare
+        .activate(header, config.index_interval_bytes)
+        .await
+        .map_err(|e| Error::io("write the header of", &path, e))?;
+    let headroom = config.control_headroom_bytes(segment.header.alignment);
+    log.report.segments += 1;
+    log.next_sequence += 1;
+    log.offsets = Offsets::new(log.offsets.log_start(), header_base);
+    let link = log.link;
+    Ok(ActiveSegment::new(Rc::new(segment), SEGMENT_HEADER_LEN as u64, 0, link, headroom))
+}
+
+impl RecoveryContext {
+    /// A request for the spare with the given number.
+    pub(crate) fn spare_request(&self, number: u64, preinitialise: bool) -> SpareRequest {
+        SpareRequest {
+            dir: self.dir.clone(),
+            number,
+            capacity_bytes: self.config.segment_bytes,
+            direct: self.direct,
+            preinitialise,
+            partition: self.partition,
+            incarnation: self.incarnation,
+        }
+    }
+}
+
+/// What decides the header of the segment that follows.
+#[derive(Debug)]
+pub(crate) struct NextHeader<'a, F> {
+    /// Higher than that of every segment before it, cut ones included.
+    pub(crate) sequence: u64,
+    /// The last segment that counts; `None` for the first of a partition.
+    pub(crate) previous: Option<&'a Segment<F>>,
+    pub(crate) link: u32,
+    pub(crate) base_offset: u64,
+    pub(crate) prev_end_offset: u64,
+    pub(crate) generation: u32,
+    pub(crate) log_start: u64,
+    pub(crate) reserved_end: u64,
+}
+
+impl<F: IoFile> NextHeader<'_, F> {
+    pub(crate) fn build<B: IoBackend<File = F>>(
+        &self,
+        backend: &B,
+        context: &RecoveryContext,
+        file_alignment: u32,
+    ) -> SegmentHeader {
+        let config = &context.config;
+        SegmentHeader {
+            kind: SegmentKind::Log,
+            identity: backend.random_u64().max(1),
+            partition: context.partition,
+            incarnation: context.incarnation,
+            generation: self.generation,
+            sequence: self.sequence,
+            base_offset: self.base_offset,
+            prev_identity: self.previous.map_or(0, |s| s.header.identity),
+            prev_end_offset: self.prev_end_offset,
+            prev_end_position: self.previous.map_or(0, |s| s.end_position.get()),
+            prev_header_crc: self.link,
+            log_start: self.log_start,
+            reserved_end: self.reserved_end,
+            capacity_bytes: config.segment_bytes,
+            alignment: file_alignment.clamp(512, 4096),
+            writes_in_flight_max: config.writes_in_flight_max,
+            group_bytes_max: config.group_bytes_max,
+            created_ms: backend.wall_clock_ms(),
+        }
+    }
+}
+
+/// Writes `[from, end)` of the segment again, byte for byte, with durable writes.
+async fn rewrite<F: IoFile>(
+    segment: &Segment<F>,
+    pool: &BufPool,
+    from: u64,
+    end: u64,
+) -> Result<u64> {
+    let io_error = |action, e| Error::io(action, &segment.path, e);
+    let alignment = u64::from(segment.file.alignment().max(segment.header.alignment));
+    let mut at = from - from % alignment;
+    let end = end.next_multiple_of(alignment).min(segment.header.capacity_bytes);
+    let start = at;
+    while at < end {
+        // Reads start at multiples of any device's alignment.
+        let read_from = at - at % BUFFER_ALIGNMENT as u64;
+        let wanted = usize::try_from(end - read_from).unwrap_or(usize::MAX).min(SCAN_CHUNK_BYTES);
+        let wanted = wanted.next_multiple_of(BUFFER_ALIGNMENT);
+        let bytes = segment
+            .file
+            .read_at(pool.take(wanted), read_from, wanted)
+            .await
+            .map_err(|e| io_error("read", e))?
+            .freeze();
+        let skip = usize::try_from(at - read_from).unwrap_or(usize::MAX);
+        let take = usize::try_from(end - read_from).unwrap_or(usize::MAX).min(bytes.len());
+        if take <= skip {
+            break;
+        }
+        segment
+            .file
+            .write_all_at(bytes.slice(skip..take), at, Durability::Durable)
+            .await
+            .map_err(|e| io_error("write", e))?;
+        at = read_from + take as u64;
+    }
+    Ok(at - start)
+}

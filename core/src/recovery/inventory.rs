@@ -1,0 +1,154 @@
+//! Facts first: the files of a partition's directory, fenced, opened, and their headers.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Corruption, CorruptionKind, Error, Result};
+use crate::format::{FORMAT_VERSION, FormatError, SEGMENT_HEADER_LEN, SegmentHeader};
+use crate::io::{
+    AlignedBuf, EntryKind, FailStop, IoBackend, IoFile, LockKind, OpenMode, OpenOptions,
+};
+use crate::segment::FileName;
+
+/// One segment file as found.
+#[derive(Debug)]
+pub(super) struct Found<F> {
+    pub(super) path: PathBuf,
+    pub(super) file: FailStop<F>,
+    pub(super) len: u64,
+    pub(super) header: Result<SegmentHeader, CorruptionKind>,
+}
+
+/// The directory of a partition as found.
+#[derive(Debug)]
+pub(super) struct Inventory<F> {
+    pub(super) found: Vec<Found<F>>,
+    pub(super) temporaries: Vec<PathBuf>,
+    pub(super) indexes: Vec<(u64, PathBuf)>,
+    pub(super) foreign: Vec<PathBuf>,
+    pub(super) next_number: u64,
+}
+
+/// How the files are opened.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Access {
+    pub(super) read_only: bool,
+    pub(super) direct: bool,
+    pub(super) fence_timeout: Duration,
+}
+
+/// Lists `dir`, opens and fences every segment file, and only then reads the headers.
+pub(super) async fn take_inventory<B: IoBackend>(
+    backend: &B,
+    dir: &Path,
+    partition: u64,
+    incarnation: u32,
+    access: Access,
+) -> Result<Inventory<B::File>> {
+    let entries = backend.list(dir).await.map_err(|e| Error::io("list", dir, e))?;
+    let mut inventory = Inventory {
+        found: Vec::new(),
+        temporaries: Vec::new(),
+        indexes: Vec::new(),
+        foreign: Vec::new(),
+        next_number: 0,
+    };
+    let mut segments = Vec::new();
+    for entry in entries {
+        let path = dir.join(&entry.name);
+        let name = FileName::parse(&entry.name).filter(|_| entry.kind == EntryKind::File);
+        let number = match name {
+            Some(FileName::Segment(n)) => {
+                segments.push((n, path));
+                n
+            }
+            Some(FileName::Temporary(n)) => {
+                inventory.temporaries.push(path);
+                n
+            }
+            Some(FileName::Index(n)) => {
+                inventory.indexes.push((n, path));
+                n
+            }
+            None => {
+                inventory.foreign.push(path);
+                continue;
+            }
+        };
+        inventory.next_number = inventory.next_number.max(number.saturating_add(1));
+    }
+    segments.sort_unstable();
+    let mut opened = Vec::new();
+    for (_, path) in segments {
+        let mode = if access.read_only { OpenMode::Read } else { OpenMode::ReadWrite };
+        let options = OpenOptions { mode, direct: access.direct };
+        let file = backend.open(&path, options).await.map_err(|e| Error::io("open", &path, e))?;
+        let kind = if access.read_only { LockKind::Shared } else { LockKind::Exclusive };
+        if !fence(backend, &file, kind, &path, access.fence_timeout).await? {
+            let waited_ms = millis(access.fence_timeout);
+            return Err(Error::Fenced { path, waited_ms });
+        }
+        opened.push((path, file));
+    }
+    for (path, file) in opened {
+        let file = FailStop::new(file);
+        let len = file.len().await.map_err(|e| Error::io("stat", &path, e))?;
+        let buf = AlignedBuf::with_capacity(SEGMENT_HEADER_LEN);
+        let block = file
+            .read_at(buf, 0, SEGMENT_HEADER_LEN)
+            .await
+            .map_err(|e| Error::io("read", &path, e))?;
+        let header = SegmentHeader::decode(&block);
+        if let Err(FormatError::UnsupportedVersion { found }) = header {
+            return Err(Error::UnsupportedVersion { path, found, supported: FORMAT_VERSION });
+        }
+        let header = header.map_err(CorruptionKind::from).and_then(|h| {
+            if h.partition == partition && h.incarnation == incarnation {
+                Ok(h)
+            } else {
+                Err(CorruptionKind::Misplaced("the segment belongs to another partition"))
+            }
+        });
+        inventory.found.push(Found { path, file, len, header });
+    }
+    Ok(inventory)
+}
+
+/// Waits until a lock on this very descriptor can be had: until then, operations of a dead process
+/// on the file may still land. `false` after `timeout`.
+pub(crate) async fn fence<B: IoBackend>(
+    backend: &B,
+    file: &B::File,
+    kind: LockKind,
+    path: &Path,
+    timeout: Duration,
+) -> Result<bool> {
+    let deadline = backend.now().saturating_add(timeout);
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if file.try_lock(kind).map_err(|e| Error::io("lock", path, e))? {
+            return Ok(true);
+        }
+        let left = deadline.saturating_sub(backend.now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        backend.sleep(pause.min(left)).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+pub(super) fn corruption_of<F>(found: &Found<F>, partition: u64, kind: CorruptionKind) -> Corruption {
+    Corruption {
+        path: found.path.clone(),
+        partition,
+        position: 0,
+        offset_start: found.header.as_ref().map_or(0, |h| h.base_offset),
+        offset_end: None,
+        found: kind,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

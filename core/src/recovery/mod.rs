@@ -1,0 +1,21 @@
+//! Opening a partition after anything: facts, then a decision, then the repair.
+//!
+//! 1. [`inventory`] fences writes of a dead process, opens every segment file and reads its header.
+//! 2. [`plan`] is pure: it picks the newest header, follows the chain of predecessors, and
+//!    classifies the tail by a labelled table.
+//! 3. [`apply`] makes what was found durable, moves to a new segment where the tail demands it,
+//!    and puts unused files into the spare pool.
+//! 4. [`report`] tells the caller what was found and done.
+//!
+//! Nothing is written before the decision stands, and what is written is idempotent: a crash during
+//! recovery leaves a directory that recovers to the same log.
+
+mod apply;
+mod inventory;
+mod plan;
+mod report;
+
+pub(crate) use apply::{NextHeader, RecoveredLog, RecoveryContext, recover_partition};
+pub(crate) use inventory::fence;
+pub use plan::TailCase;
+pub use report::{PartitionReport, RecoveryReport};

@@ -1,0 +1,155 @@
+//! The write cursor of the active segment: it turns batches into an aligned group.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::Segment;
+use crate::format::{Batch, Placement};
+use crate::io::{BufPool, IoFile};
+
+/// A batch within a placed group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PlacedBatch {
+    pub(crate) base_offset: u64,
+    pub(crate) end_offset: u64,
+    /// Where it starts in the group's bytes.
+    pub(crate) start: usize,
+}
+
+/// Batches laid out for one aligned write.
+#[derive(Debug, Clone)]
+pub(crate) struct PlacedGroup {
+    pub(crate) bytes: Bytes,
+    pub(crate) position: u64,
+    pub(crate) batches: Vec<PlacedBatch>,
+}
+
+/// What the partition adds to the batches of a group.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GroupContext {
+    pub(crate) next_offset: u64,
+    pub(crate) durable_offset: u64,
+    pub(crate) append_time_ms: i64,
+    pub(crate) generation: u32,
+}
+
+/// The segment that appends go to, and where the next group goes.
+#[derive(Debug)]
+pub(crate) struct ActiveSegment<F> {
+    pub(crate) segment: Rc<Segment<F>>,
+    next_position: u64,
+    next_sequence: u32,
+    link: u32,
+    /// Records end here; what follows is for control batches.
+    data_end: u64,
+}
+
+impl<F: IoFile> ActiveSegment<F> {
+    /// Continues `segment` at the given place of its chain.
+    pub(crate) fn new(
+        segment: Rc<Segment<F>>,
+        next_position: u64,
+        next_sequence: u32,
+        link: u32,
+        headroom_bytes: u64,
+    ) -> Self {
+        let alignment = u64::from(segment.header.alignment);
+        let data_end = segment.header.capacity_bytes.saturating_sub(headroom_bytes);
+        Self {
+            next_position: next_position.next_multiple_of(alignment),
+            next_sequence,
+            link,
+            data_end,
+            segment,
+        }
+    }
+
+    /// Byte position of the next group.
+    pub(crate) fn next_position(&self) -> u64 {
+        self.next_position
+    }
+
+    /// The link that the next batch carries.
+    pub(crate) fn link(&self) -> u32 {
+        self.link
+    }
+
+    /// Bytes left for groups of records.
+    pub(crate) fn data_room(&self) -> u64 {
+        self.data_end.saturating_sub(self.next_position)
+    }
+
+    /// Whether a group of control batches of `len` bytes fits.
+    pub(crate) fn has_control_room(&self, len: usize) -> bool {
+        let capacity = self.segment.header.capacity_bytes;
+        self.next_position + self.padded(len) as u64 <= capacity
+    }
+
+    /// `len` rounded up to the alignment of the segment.
+    pub(crate) fn padded(&self, len: usize) -> usize {
+        len.next_multiple_of(self.segment.header.alignment as usize)
+    }
+
+    /// Gives the batches their places, offsets and links, and lays them out as one write.
+    ///
+    /// The caller has made sure that they fit.
+    pub(crate) fn place(
+        &mut self,
+        pool: &BufPool,
+        mut batches: Vec<Batch>,
+        context: GroupContext,
+    ) -> PlacedGroup {
+        let header = &self.segment.header;
+        let alignment = header.alignment as usize;
+        let position = self.next_position;
+        let count = batches.len();
+        let mut offset = context.next_offset;
+        let mut placed = Vec::with_capacity(count);
+        let mut start = 0;
+        for (i, batch) in batches.iter_mut().enumerate() {
+            self.link = batch.place(&Placement {
+                identity: header.identity,
+                partition: header.partition,
+                incarnation: header.incarnation,
+                generation: context.generation,
+                sequence: self.next_sequence,
+                prev_header_crc: self.link,
+                base_offset: offset,
+                durable_offset: context.durable_offset,
+                append_time_ms: context.append_time_ms,
+                last_in_group: i + 1 == count,
+            });
+            let base_offset = offset;
+            offset += u64::from(batch.record_count());
+            self.next_sequence = self.next_sequence.wrapping_add(1);
+            placed.push(PlacedBatch { base_offset, end_offset: offset, start });
+            let batch_position = position + start as u64;
+            let max_timestamp = batch.max_timestamp(context.append_time_ms);
+            self.segment
+                .with_index(|index| index.push(base_offset, batch_position, max_timestamp));
+            start += batch.encoded_len();
+        }
+        // A batch alone in its group is written from where its caller encoded it.
+        let mut buf = match batches.len() {
+            1 => batches.remove(0).into_buf(),
+            _ => {
+                let mut buf = pool.take(start.next_multiple_of(alignment));
+                for batch in &batches {
+                    buf.extend_from_slice(batch.bytes());
+                }
+                buf
+            }
+        };
+        buf.pad_to(alignment);
+        let bytes = buf.freeze();
+        self.next_position = position + bytes.len() as u64;
+        assert!(
+            self.next_position <= header.capacity_bytes,
+            "a group was placed beyond the end of its segment"
+        );
+        self.segment.end_position.set(self.next_position);
+        self.segment.end_offset.set(offset);
+        PlacedGroup { bytes, position, batches: placed }
+    }
+}

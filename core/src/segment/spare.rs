@@ -1,0 +1,144 @@
+//! Making a spare: a file with all its blocks that becomes a segment by one write of its header.
+
+use std::path::{Path, PathBuf};
+
+use super::FileName;
+use crate::error::{Error, Result};
+use crate::format::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentKind};
+use crate::io::{AlignedBuf, Durability, FailStop, IoBackend, LockKind, OpenOptions};
+
+/// An open, locked file of full length that no live segment uses.
+#[derive(Debug)]
+pub(crate) struct SpareFile<F> {
+    pub(crate) file: FailStop<F>,
+    pub(crate) path: PathBuf,
+}
+
+/// What kind of spare is wanted.
+#[derive(Debug, Clone)]
+pub(crate) struct SpareRequest {
+    pub(crate) dir: PathBuf,
+    pub(crate) number: u64,
+    pub(crate) capacity_bytes: u64,
+    pub(crate) direct: bool,
+    /// Write zeros over the whole file, not only reserve its blocks.
+    pub(crate) preinitialise: bool,
+    pub(crate) partition: u64,
+    pub(crate) incarnation: u32,
+}
+
+/// Unit of initialisation: large enough for bandwidth, small enough to let appends in between.
+const ZERO_CHUNK_BYTES: usize = 512 << 10;
+
+/// Creates a spare under a temporary name, makes it durable, then gives it its name.
+///
+/// On failure nothing stays behind, except after a crash: recovery removes temporary names.
+/// No space is [`Error::NoSpace`].
+pub(crate) async fn prepare_spare<B: IoBackend>(
+    backend: &B,
+    request: &SpareRequest,
+) -> Result<SpareFile<B::File>> {
+    let temporary = request.dir.join(FileName::Temporary(request.number).to_string());
+    let path = request.dir.join(FileName::Segment(request.number).to_string());
+    match build(backend, request, &temporary, &path).await {
+        Ok(file) => Ok(SpareFile { file, path }),
+        Err(e) => {
+            // Best effort: recovery removes what is left.
+            if backend.remove_file(&temporary).await.is_err() {}
+            if Error::is_no_space(&e) {
+                return Err(Error::NoSpace { path: request.dir.clone() });
+            }
+            Err(Error::io("prepare a segment", &temporary, e))
+        }
+    }
+}
+
+async fn build<B: IoBackend>(
+    backend: &B,
+    request: &SpareRequest,
+    temporary: &Path,
+    path: &Path,
+) -> std::io::Result<FailStop<B::File>> {
+    let options = OpenOptions::CREATE_NEW.direct(request.direct);
+    let file = FailStop::new(backend.open(temporary, options).await?);
+    if !file.try_lock(LockKind::Exclusive)? {
+        return Err(std::io::ErrorKind::WouldBlock.into());
+    }
+    match file.allocate(request.capacity_bytes).await {
+        Ok(()) => {}
+        Err(e) if Error::is_no_space(&e) => return Err(e),
+        // No reservation of blocks on this file system: the length at least is right.
+        Err(_) => file.set_len(request.capacity_bytes).await?,
+    }
+    if request.preinitialise {
+        zero(backend, &file, request.capacity_bytes).await?;
+    }
+    let header = spare_header(request, file.alignment());
+    let mut block = AlignedBuf::with_capacity(SEGMENT_HEADER_LEN);
+    block.extend_from_slice(&header.encode());
+    file.write_all_at(block.freeze(), 0, Durability::Written).await?;
+    file.sync_data().await?;
+    backend.rename(temporary, path).await?;
+    backend.sync_dir(&request.dir).await?;
+    Ok(file)
+}
+
+async fn zero<B: IoBackend>(
+    backend: &B,
+    file: &FailStop<B::File>,
+    len: u64,
+) -> std::io::Result<()> {
+    let chunk = ZERO_CHUNK_BYTES.min(usize::try_from(len).unwrap_or(ZERO_CHUNK_BYTES));
+    let mut zeros = AlignedBuf::with_capacity(chunk);
+    zeros.resize(chunk);
+    let zeros = zeros.freeze();
+    let mut at = 0;
+    while at < len {
+        let n = zeros.len().min(usize::try_from(len - at).unwrap_or(usize::MAX));
+        file.write_all_at(zeros.slice(..n), at, Durability::Written).await?;
+        at += n as u64;
+        backend.yield_now().await;
+    }
+    Ok(())
+}
+
+fn spare_header(request: &SpareRequest, alignment: u32) -> SegmentHeader {
+    SegmentHeader {
+        kind: SegmentKind::Spare,
+        identity: 0,
+        partition: request.partition,
+        incarnation: request.incarnation,
+        generation: 0,
+        sequence: 0,
+        base_offset: 0,
+        prev_identity: 0,
+        prev_end_offset: 0,
+        prev_end_position: 0,
+        prev_header_crc: 0,
+        log_start: 0,
+        reserved_end: 0,
+        capacity_bytes: request.capacity_bytes,
+        alignment: alignment.max(512),
+        writes_in_flight_max: 0,
+        group_bytes_max: 0,
+        created_ms: 0,
+    }
+}
+
+impl<F: crate::io::IoFile> SpareFile<F> {
+    /// Puts the file to use: writes `header` and returns once it is durable.
+    ///
+    /// After an error the header may or may not be on the disk; only a recovery can tell.
+    pub(crate) async fn activate(
+        self,
+        header: SegmentHeader,
+        index_interval_bytes: u32,
+    ) -> std::io::Result<super::Segment<F>> {
+        let mut block = AlignedBuf::with_capacity(SEGMENT_HEADER_LEN);
+        block.extend_from_slice(&header.encode());
+        self.file.write_all_at(block.freeze(), 0, Durability::Durable).await?;
+        let index = super::SparseIndex::new(index_interval_bytes);
+        let (base, start) = (header.base_offset, SEGMENT_HEADER_LEN as u64);
+        Ok(super::Segment::new(self.file, self.path, header, base, start, Some(index)))
+    }
+}
