@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::BATCH_HEADER_LEN;
 use super::batch::{BatchHeader, BatchKind, verify_body};
 use super::control::Control;
-use super::error::{FormatError, RecordFault};
-use super::record::{self, StoredRecord};
+use super::error::FormatError;
+use super::record::{self, RecordView, StoredRecord};
 
 /// Decodes and verifies the batch at `position` of `bytes`: the header with its checksum, then
 /// the length against what is there, then the body's checksum. The body is not copied.
@@ -122,6 +122,27 @@ impl StoredBatch {
     /// gives one [`FormatError::WrongKind`]: an opaque batch is read with [`body`](Self::body).
     pub fn records(&self) -> Records<'_> {
         Records {
+            views: self.views(),
+        }
+    }
+
+    /// As [`records`](Self::records), but borrowed: without a reference count per field, for
+    /// those who look at many records and keep few.
+    ///
+    /// ```
+    /// use alluvium_core::format::{Batch, Placement, decode_batch};
+    /// let mut batch = Batch::from_values(["to", "be"])?;
+    /// batch.place(&Placement::default());
+    /// let stored = decode_batch(&batch.into_buf().freeze(), 0)?;
+    /// let mut text = Vec::new();
+    /// for view in stored.views() {
+    ///     text.extend_from_slice(view?.value);
+    /// }
+    /// assert_eq!(text, b"tobe");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn views(&self) -> Views<'_> {
+        Views {
             batch: self,
             at: 0,
             index: 0,
@@ -141,6 +162,30 @@ impl StoredBatch {
 /// Iterator over the records of a batch; see [`StoredBatch::records`].
 #[derive(Debug, Clone)]
 pub struct Records<'a> {
+    views: Views<'a>,
+}
+
+impl Iterator for Records<'_> {
+    type Item = Result<StoredRecord, FormatError>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.views.next()? {
+            Ok(view) => Some(Ok(view.to_stored())),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.views.size_hint()
+    }
+}
+
+impl FusedIterator for Records<'_> {}
+
+/// Iterator over borrowed records of a batch; see [`StoredBatch::views`].
+#[derive(Debug, Clone)]
+pub struct Views<'a> {
     batch: &'a StoredBatch,
     /// Position in the body.
     at: usize,
@@ -156,8 +201,8 @@ enum State {
     Done,
 }
 
-impl Iterator for Records<'_> {
-    type Item = Result<StoredRecord, FormatError>;
+impl<'a> Iterator for Views<'a> {
+    type Item = Result<RecordView<'a>, FormatError>;
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
@@ -183,7 +228,7 @@ impl Iterator for Records<'_> {
             return None;
         }
         match self.decode_next(offset) {
-            Ok(record) => Some(Ok(record)),
+            Ok(view) => Some(Ok(view)),
             Err(error) => Some(self.fail(error)),
         }
     }
@@ -194,9 +239,9 @@ impl Iterator for Records<'_> {
     }
 }
 
-impl FusedIterator for Records<'_> {}
+impl FusedIterator for Views<'_> {}
 
-impl Records<'_> {
+impl<'a> Views<'a> {
     /// Goes to the first visible record by hopping over lengths.
     fn start(&mut self) -> Result<(), FormatError> {
         self.state = State::Running;
@@ -213,26 +258,15 @@ impl Records<'_> {
     }
 
     #[inline]
-    fn decode_next(&mut self, offset: u64) -> Result<StoredRecord, FormatError> {
-        let index = self.index;
+    fn decode_next(&mut self, offset: u64) -> Result<RecordView<'a>, FormatError> {
+        let (batch, index) = (self.batch, self.index);
         let (start, end) = self.extent()?;
-        let parts = record::decode(&self.batch.body, start, end)
+        let stamp = |delta| timestamp(&batch.header, delta);
+        let view = record::decode(&batch.body, start, end, offset, stamp)
             .map_err(|fault| FormatError::BadRecord { index, fault })?;
-        let timestamp = self
-            .timestamp(parts.timestamp_delta)
-            .ok_or(FormatError::BadRecord {
-                index,
-                fault: RecordFault::Timestamp,
-            })?;
         self.at = end;
         self.index += 1;
-        Ok(StoredRecord {
-            offset,
-            timestamp,
-            key: parts.key,
-            value: parts.value,
-            headers: parts.headers,
-        })
+        Ok(view)
     }
 
     #[inline]
@@ -248,22 +282,21 @@ impl Records<'_> {
         record::extent(body, self.at).map_err(|fault| FormatError::BadRecord { index, fault })
     }
 
-    /// The timestamp of a record, or `None` when its delta contradicts the batch header.
-    #[inline]
-    fn timestamp(&self, delta: i64) -> Option<i64> {
-        let header = &self.batch.header;
-        if header.is_append_time() {
-            return (delta == 0).then_some(header.base_timestamp);
-        }
-        if delta > i64::from(header.max_timestamp_delta) || delta < -i64::from(u32::MAX) {
-            return None;
-        }
-        header.base_timestamp.checked_add(delta)
-    }
-
     #[cold]
-    fn fail(&mut self, error: FormatError) -> Result<StoredRecord, FormatError> {
+    fn fail(&mut self, error: FormatError) -> Result<RecordView<'a>, FormatError> {
         self.state = State::Done;
         Err(error)
     }
+}
+
+/// The timestamp of a record, or `None` when its delta contradicts the batch header.
+#[inline]
+fn timestamp(header: &BatchHeader, delta: i64) -> Option<i64> {
+    if header.is_append_time() {
+        return (delta == 0).then_some(header.base_timestamp);
+    }
+    if delta > i64::from(header.max_timestamp_delta) || delta < -i64::from(u32::MAX) {
+        return None;
+    }
+    header.base_timestamp.checked_add(delta)
 }

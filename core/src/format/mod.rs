@@ -16,10 +16,10 @@ mod walk;
 
 pub use batch::{BatchHeader, BatchKind, DURABLE_LAG_UNKNOWN, NO_PRODUCER, flags, verify_body};
 pub use control::{Control, ControlReason};
-pub use decode::{Records, StoredBatch, decode_batch};
+pub use decode::{Records, StoredBatch, Views, decode_batch};
 pub use encode::{Batch, BatchBuilder, Placement};
 pub use error::{EncodeError, FormatError, RecordFault};
-pub use record::{Header, Record, StoredRecord};
+pub use record::{Header, Record, RecordView, StoredRecord};
 pub use segment::{SegmentHeader, SegmentKind};
 pub use store::StoreHeader;
 pub use walk::{WalkError, WalkFault, WalkSummary, walk_segment};

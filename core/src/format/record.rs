@@ -96,13 +96,66 @@ pub(super) const RECORD_LEN_MIN: u32 = 3;
 /// Fewest bytes that a record header takes: two lengths.
 const HEADER_LEN_MIN: usize = 2;
 
-/// The parts of one decoded record; the offset and base timestamp are the batch's to add.
-#[derive(Debug)]
-pub(super) struct Parts {
-    pub(super) timestamp_delta: i64,
-    pub(super) key: Option<Bytes>,
-    pub(super) value: Bytes,
-    pub(super) headers: Vec<Header>,
+/// A record in place: borrowed from its batch, without a reference count per field.
+///
+/// For consumers that look at many records and keep few; [`to_stored`](Self::to_stored) keeps one.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordView<'a> {
+    /// Offset of the record in its partition.
+    pub offset: u64,
+    /// Timestamp in milliseconds since 1970: the producer's, or the log's for the whole batch.
+    pub timestamp: i64,
+    /// Key, if it has one.
+    pub key: Option<&'a [u8]>,
+    /// Value.
+    pub value: &'a [u8],
+    body: &'a Bytes,
+    /// Where key and value start in the body; the key's is meaningless without a key.
+    key_at: usize,
+    value_at: usize,
+    headers: Option<HeadersAt>,
+}
+
+impl RecordView<'_> {
+    /// The record as an owned value that shares the batch's memory.
+    #[inline]
+    pub fn to_stored(&self) -> StoredRecord {
+        StoredRecord {
+            offset: self.offset,
+            timestamp: self.timestamp,
+            key: self
+                .key
+                .map(|key| self.body.slice(self.key_at..self.key_at + key.len())),
+            value: self
+                .body
+                .slice(self.value_at..self.value_at + self.value.len()),
+            headers: self.headers(),
+        }
+    }
+
+    /// The headers, in order. Allocates only when there are some.
+    pub fn headers(&self) -> Vec<Header> {
+        let Some(HeadersAt { mut at, count }) = self.headers else {
+            return Vec::new();
+        };
+        let mut next = || field(self.body, &mut at).map(|bytes| self.body.slice_ref(bytes));
+        let mut headers = Vec::with_capacity(count);
+        for _ in 0..count {
+            // Both were found within the record when the view was made.
+            let (Ok(name), Ok(value)) = (next(), next()) else {
+                break;
+            };
+            headers.push(Header { name, value });
+        }
+        headers
+    }
+}
+
+/// Where a record's headers are in the body, and how many.
+#[derive(Debug, Clone, Copy)]
+struct HeadersAt {
+    at: usize,
+    count: usize,
 }
 
 /// Finds the extent of the record at `at`: where its content starts and where it ends.
@@ -115,9 +168,16 @@ pub(super) fn extent(body: &[u8], mut at: usize) -> Result<(usize, usize), Recor
     }
 }
 
-/// Decodes the record whose content is `body[start..end]`, as [`extent`] found it.
+/// Decodes the record whose content is `body[start..end]`, as [`extent`] found it. `stamp` turns
+/// the timestamp delta into a timestamp, or refuses it.
 #[inline]
-pub(super) fn decode(body: &Bytes, start: usize, end: usize) -> Result<Parts, RecordFault> {
+pub(super) fn decode(
+    body: &Bytes,
+    start: usize,
+    end: usize,
+    offset: u64,
+    stamp: impl FnOnce(i64) -> Option<i64>,
+) -> Result<RecordView<'_>, RecordFault> {
     let bytes = &body[..end];
     let mut at = start;
     let flags = *bytes.get(at).ok_or(RecordFault::Truncated)?;
@@ -125,46 +185,51 @@ pub(super) fn decode(body: &Bytes, start: usize, end: usize) -> Result<Parts, Re
     if flags & !(HAS_KEY | HAS_HEADERS) != 0 {
         return Err(RecordFault::Flags(flags));
     }
-    let timestamp_delta = unzigzag(get_varint(bytes, &mut at)?);
-    let key = if flags & HAS_KEY == 0 {
+    let delta = unzigzag(get_varint(bytes, &mut at)?);
+    let timestamp = stamp(delta).ok_or(RecordFault::Timestamp)?;
+    let (mut key, mut key_at) = (None, 0);
+    if flags & HAS_KEY != 0 {
+        let bytes = field(bytes, &mut at)?;
+        (key, key_at) = (Some(bytes), at - bytes.len());
+    }
+    let headers = if flags & HAS_HEADERS == 0 {
         None
     } else {
-        Some(field(body, end, &mut at)?)
+        Some(find_headers(bytes, &mut at)?)
     };
-    let headers = if flags & HAS_HEADERS == 0 {
-        Vec::new()
-    } else {
-        decode_headers(body, end, &mut at)?
-    };
-    Ok(Parts {
-        timestamp_delta,
+    let value = &bytes[at..];
+    Ok(RecordView {
+        offset,
+        timestamp,
         key,
-        value: body.slice(at..end),
+        value,
+        body,
+        key_at,
+        value_at: at,
         headers,
     })
 }
 
-fn decode_headers(body: &Bytes, end: usize, at: &mut usize) -> Result<Vec<Header>, RecordFault> {
-    let count = get_varint(&body[..end], at)?;
+/// Checks the headers at `at` and moves `at` behind them.
+fn find_headers(bytes: &[u8], at: &mut usize) -> Result<HeadersAt, RecordFault> {
+    let count = get_varint(bytes, at)?;
     // The claim is bounded by what is there before it becomes an allocation.
-    let most = ((end - *at) / HEADER_LEN_MIN).min(super::RECORD_HEADERS_MAX);
+    let most = ((bytes.len() - *at) / HEADER_LEN_MIN).min(super::RECORD_HEADERS_MAX);
     let count = match usize::try_from(count) {
         Ok(count) if count > 0 && count <= most => count,
         _ => return Err(RecordFault::HeaderCount),
     };
-    let mut headers = Vec::with_capacity(count);
-    for _ in 0..count {
-        let name = field(body, end, at)?;
-        let value = field(body, end, at)?;
-        headers.push(Header { name, value });
+    let found = HeadersAt { at: *at, count };
+    for _ in 0..2 * count {
+        field(bytes, at)?;
     }
-    Ok(headers)
+    Ok(found)
 }
 
 /// Reads a length and that many bytes.
 #[inline]
-fn field(body: &Bytes, end: usize, at: &mut usize) -> Result<Bytes, RecordFault> {
-    let (start, stop) = extent(&body[..end], *at)?;
+fn field<'a>(bytes: &'a [u8], at: &mut usize) -> Result<&'a [u8], RecordFault> {
+    let (start, stop) = extent(bytes, *at)?;
     *at = stop;
-    Ok(body.slice(start..stop))
+    Ok(&bytes[start..stop])
 }

@@ -180,11 +180,7 @@ impl SegmentHeader {
 
 /// Checks everything that the STORE file and segment headers have in common, and returns exactly
 /// `len` bytes.
-pub(super) fn open_sector(
-    bytes: &[u8],
-    len: usize,
-    magic: [u8; 8],
-) -> Result<&[u8], FormatError> {
+pub(super) fn open_sector(bytes: &[u8], len: usize, magic: [u8; 8]) -> Result<&[u8], FormatError> {
     let Some(block) = bytes.get(..len) else {
         return Err(FormatError::Truncated {
             need: len,

@@ -250,7 +250,7 @@ impl Walk {
         match batch.kind() {
             BatchKind::Opaque => Ok(None),
             BatchKind::Records => {
-                for record in batch.records() {
+                for record in batch.views() {
                     record?;
                 }
                 Ok(None)
