@@ -206,6 +206,12 @@ pub enum Error {
         /// The id asked for.
         id: u64,
     },
+    /// The partition is being created or deleted right now.
+    #[error("partition {id} is being created or deleted; retry when that is done")]
+    PartitionBusy {
+        /// The id asked for.
+        id: u64,
+    },
     /// A write or sync of this partition failed earlier; it takes no more writes.
     #[error("partition {id} has failed ({cause}); reopen() it to recover, reads go on")]
     PartitionFailed {
@@ -296,6 +302,7 @@ impl Error {
         match self {
             Self::NoSpace { .. }
             | Self::Full { .. }
+            | Self::PartitionBusy { .. }
             | Self::Closed
             | Self::AlreadyOpen { .. }
             | Self::Fenced { .. }
@@ -330,6 +337,7 @@ impl Error {
         match self {
             Self::NoSpace { .. }
             | Self::Full { .. }
+            | Self::PartitionBusy { .. }
             | Self::AlreadyOpen { .. }
             | Self::Fenced { .. } => true,
             Self::Io { source, .. } => matches!(

@@ -76,9 +76,9 @@ impl<B: IoBackend> Partition<B> {
         let Err(error) = result else { return };
         let mut state = self.state.borrow_mut();
         let queue = std::mem::take(&mut state.queue);
-        let (appends, rest) = queue.into_iter().partition(|r| matches!(r, Request::Append(_)));
-        let appends: Vec<Request> = appends;
-        state.queue = rest;
+        let (appends, rest): (Vec<_>, Vec<_>) =
+            queue.into_iter().partition(|r| matches!(r, Request::Append(_)));
+        state.queue = rest.into();
         state.queued_bytes = 0;
         drop(state);
         for request in appends {

@@ -304,7 +304,7 @@ impl<B: IoBackend> Partition<B> {
 }
 
 /// Answers a oneshot; the caller may have gone, which is no concern of the log.
-fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+pub(crate) fn answer<T>(reply: oneshot::Sender<T>, value: T) {
     if reply.send(value).is_err() {
         // The caller dropped its future; the effect of the request stands.
     }

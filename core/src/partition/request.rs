@@ -133,7 +133,7 @@ pub(crate) enum Request {
 
 impl Request {
     /// Answers the request with an error that says it was not applied.
-    pub(super) fn refuse(self, error: Error) {
+    pub(crate) fn refuse(self, error: Error) {
         match self {
             Self::Append(append) => append.replies.refuse(error),
             Self::Change(change) => change.refuse(error),

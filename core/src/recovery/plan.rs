@@ -91,7 +91,8 @@ pub(super) fn predecessors(
     log_start: u64,
 ) -> (Vec<Link>, Option<u64>) {
     let mut links = Vec::new();
-    let Some(Some(mut later)) = headers.get(newest) else { return (links, None) };
+    let Some(Some(newest)) = headers.get(newest) else { return (links, None) };
+    let mut later = newest;
     while later.prev_identity != 0 && later.prev_end_offset > log_start {
         let wanted = later.prev_identity;
         let found = headers.iter().position(|h| {

@@ -1,0 +1,117 @@
+//! The one queue between threads: many callers in, one shard out, bounded in requests and bytes.
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, TryAcquireError, mpsc, oneshot};
+
+use crate::config::StoreConfig;
+use crate::error::{Error, Result};
+use crate::partition::{Permit, Reply};
+use crate::shard::Command;
+
+/// The sending side of a shard's mailbox. Clones share the bounds.
+#[derive(Debug, Clone)]
+pub(crate) struct Mailbox {
+    shard: usize,
+    sender: mpsc::UnboundedSender<Command>,
+    requests: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+}
+
+/// The shard's side.
+#[derive(Debug)]
+pub(crate) struct MailboxReceiver {
+    pub(crate) receiver: mpsc::UnboundedReceiver<Command>,
+    pub(crate) requests: Arc<Semaphore>,
+    pub(crate) bytes: Arc<Semaphore>,
+}
+
+impl Mailbox {
+    /// A mailbox for the shard of the given index, with the bounds of `config`.
+    pub(crate) fn new(shard: usize, config: &StoreConfig) -> (Self, MailboxReceiver) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let requests = Arc::new(Semaphore::new(config.mailbox_requests_max));
+        let bytes = Arc::new(Semaphore::new(config.mailbox_bytes_max));
+        let mailbox = Self {
+            shard,
+            sender,
+            requests: Arc::clone(&requests),
+            bytes: Arc::clone(&bytes),
+        };
+        (mailbox, MailboxReceiver { receiver, requests, bytes })
+    }
+
+    /// Waits for room for a request that carries `bytes` bytes. Fair: first come, first served.
+    pub(crate) async fn reserve(&self, bytes: usize) -> Result<Permit> {
+        let gone = |_| self.gone();
+        let request = Arc::clone(&self.requests).acquire_owned().await.map_err(gone)?;
+        let n = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let bytes = Arc::clone(&self.bytes).acquire_many_owned(n).await.map_err(gone)?;
+        Ok(Permit { request: Some(request), bytes: Some(bytes) })
+    }
+
+    /// Room for a request, now or not at all.
+    pub(crate) fn try_reserve(&self, bytes: usize) -> Result<Permit> {
+        let refused = |what| {
+            move |e: TryAcquireError| match e {
+                TryAcquireError::NoPermits => Error::Full { what },
+                TryAcquireError::Closed => Error::Closed,
+            }
+        };
+        let request = Arc::clone(&self.requests).try_acquire_owned().map_err(refused("requests"))?;
+        let n = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(n).map_err(refused("bytes"))?;
+        Ok(Permit { request: Some(request), bytes: Some(bytes) })
+    }
+
+    /// Puts a command into the mailbox; never waits.
+    pub(crate) fn send(&self, command: Command) -> Result<()> {
+        self.sender.send(command).map_err(|_| self.gone())
+    }
+
+    /// Sends a command that carries a reply, and waits for the answer.
+    pub(crate) async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply))?;
+        self.answer(answer).await
+    }
+
+    /// Waits for the answer to a command that was sent.
+    pub(crate) async fn answer<T>(&self, answer: oneshot::Receiver<Result<T>>) -> Result<T> {
+        match answer.await {
+            Ok(result) => result,
+            Err(_) => Err(self.dropped()),
+        }
+    }
+
+    /// A round trip to the shard and back, for measurements.
+    pub(crate) async fn ping(&self) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Ping(reply))?;
+        answer.await.map_err(|_| self.dropped())
+    }
+
+    /// Lets nobody in any more; those who wait for room hear that the store is closed.
+    pub(crate) fn close_bounds(&self) {
+        self.requests.close();
+        self.bytes.close();
+    }
+
+    /// Why nothing can be sent: the shard closes its bounds when it closes in order.
+    fn gone(&self) -> Error {
+        if self.requests.is_closed() {
+            Error::Closed
+        } else {
+            Error::ShardDead { shard: self.shard }
+        }
+    }
+
+    /// Why a request that was sent is not answered.
+    pub(crate) fn dropped(&self) -> Error {
+        if self.requests.is_closed() {
+            Error::ClosedInFlight
+        } else {
+            Error::ShardDead { shard: self.shard }
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The handle of a partition: what an embedding queue calls.
+
+use std::sync::Arc;
+
+use tokio::sync::{oneshot, watch};
+
+use super::pending::{AppendOptions, PendingAppend, TryAppendError};
+use super::{Mailbox, Subscription};
+use crate::error::{Error, Result};
+use crate::format::Batch;
+use crate::offset::Offsets;
+use crate::partition::{
+    Ack, AppendRequest, Appended, Change, Fetched, PartitionInfo, Permit, ReadLimits, Replies,
+    Reply, Request, Visibility,
+};
+use crate::recovery::PartitionReport;
+use crate::shard::{Adopted, Command, Reading};
+
+/// A partition of an open store. Cheap to clone, usable from any thread.
+///
+/// # Cancellation
+/// Every future here may be dropped at any point. Before the request has room in the mailbox
+/// nothing has happened; after that it takes effect, and only the answer is lost.
+#[derive(Debug, Clone)]
+pub struct Partition {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    id: u64,
+    incarnation: u32,
+    mailbox: Mailbox,
+    offsets: watch::Receiver<Offsets>,
+    batch_bytes_max: usize,
+}
+
+impl Partition {
+    pub(crate) fn new(mailbox: Mailbox, adopted: &Adopted) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                id: adopted.id,
+                incarnation: adopted.incarnation,
+                mailbox,
+                offsets: adopted.offsets.clone(),
+                batch_bytes_max: adopted.batch_bytes_max,
+            }),
+        }
+    }
+
+    /// The partition's id.
+    pub fn id(&self) -> u64 {
+        self.inner.id
+    }
+
+    /// Tells this partition from one of the same id that was deleted.
+    pub fn incarnation(&self) -> u32 {
+        self.inner.incarnation
+    }
+
+    /// Largest encoded batch that is accepted, in bytes.
+    pub fn batch_bytes_max(&self) -> usize {
+        self.inner.batch_bytes_max
+    }
+
+    /// Appends a batch, atomically, and returns once it is on stable media.
+    ///
+    /// # Errors
+    /// * certainly not applied: [`Error::TooLarge`], [`Error::NoSpace`], [`Error::Closed`],
+    ///   [`Error::ReadOnly`], [`Error::PartitionFailed`], [`Error::PartitionNotFound`];
+    /// * [`Error::OutcomeUnknown`]: the write failed; after [`reopen`](Self::reopen) the batch is
+    ///   there as a whole or not at all.
+    pub async fn append(&self, batch: Batch) -> Result<Appended> {
+        self.append_with(batch, Ack::Durable).await
+    }
+
+    /// Appends a batch only if the log ends at `expected_end`; returns once it is durable.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and [`Error::WrongOffset`] (not applied).
+    pub async fn append_at(&self, expected_end: u64, batch: Batch) -> Result<Appended> {
+        let options = AppendOptions::from(Ack::Durable).expected_end(expected_end);
+        self.append_with(batch, options).await
+    }
+
+    /// Appends a batch and returns once it has come as far as asked.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    pub async fn append_with(
+        &self,
+        batch: Batch,
+        options: impl Into<AppendOptions>,
+    ) -> Result<Appended> {
+        let permit = self.reserve(&batch).await?;
+        let (done, answer) = oneshot::channel();
+        self.submit(batch, options.into(), Replies { placed: None, done }, permit)?;
+        self.inner.mailbox.answer(answer).await
+    }
+
+    /// The first of two steps: returns as soon as offsets are assigned. The batch can be read with
+    /// [`Visibility::Visible`] from then on; await [`PendingAppend::acknowledged`] for the level.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), without `OutcomeUnknown`.
+    pub async fn begin_append(
+        &self,
+        batch: Batch,
+        options: impl Into<AppendOptions>,
+    ) -> Result<PendingAppend> {
+        let permit = self.reserve(&batch).await?;
+        let (placed, placed_answer) = oneshot::channel();
+        let (done, done_answer) = oneshot::channel();
+        let replies = Replies { placed: Some(placed), done };
+        self.submit(batch, options.into(), replies, permit)?;
+        let mailbox = self.inner.mailbox.clone();
+        let placed = mailbox.answer(placed_answer).await?;
+        Ok(PendingAppend::new(placed, done_answer, mailbox))
+    }
+
+    /// Hands the batch over if the mailbox has room now; the returned future is the
+    /// acknowledgement.
+    ///
+    /// # Errors
+    /// [`Error::Full`] (or one of `append`'s immediate errors) together with the batch.
+    pub fn try_append(
+        &self,
+        batch: Batch,
+        options: impl Into<AppendOptions>,
+    ) -> Result<impl Future<Output = Result<Appended>> + Send + use<>, TryAppendError> {
+        let size = batch.encoded_len();
+        let permit = match self.check_size(size).and_then(|()| self.inner.mailbox.try_reserve(size))
+        {
+            Ok(permit) => permit,
+            Err(error) => return Err(TryAppendError { error, batch }),
+        };
+        let (done, answer) = oneshot::channel();
+        let sent = self.submit(batch, options.into(), Replies { placed: None, done }, permit);
+        let mailbox = self.inner.mailbox.clone();
+        Ok(async move {
+            sent?;
+            mailbox.answer(answer).await
+        })
+    }
+
+    async fn reserve(&self, batch: &Batch) -> Result<Permit> {
+        self.check_size(batch.encoded_len())?;
+        self.inner.mailbox.reserve(batch.encoded_len()).await
+    }
+
+    fn check_size(&self, size_bytes: usize) -> Result<()> {
+        let limit_bytes = self.inner.batch_bytes_max;
+        if size_bytes <= limit_bytes {
+            return Ok(());
+        }
+        Err(Error::TooLarge { size_bytes, limit_bytes })
+    }
+
+    fn submit(
+        &self,
+        batch: Batch,
+        options: AppendOptions,
+        replies: Replies,
+        permit: Permit,
+    ) -> Result<()> {
+        let request = Request::Append(AppendRequest {
+            batch,
+            level: options.ack,
+            expected: options.expected_end,
+            replies,
+            permit,
+        });
+        let (id, incarnation) = (self.inner.id, self.inner.incarnation);
+        self.inner.mailbox.send(Command::Submit { id, incarnation, request })
+    }
+
+    async fn change<T>(&self, change: impl FnOnce(Reply<T>) -> Change) -> Result<T> {
+        let (id, incarnation) = (self.inner.id, self.inner.incarnation);
+        let ask = |reply| {
+            let request = Request::Change(change(reply));
+            Command::Submit { id, incarnation, request }
+        };
+        self.inner.mailbox.ask(ask).await
+    }
+
+    /// Reads verified batches from the one that holds `from`.
+    ///
+    /// Returns at least one record when there is one, and nothing (not an error) at the end of what
+    /// may be seen. Offsets that were skipped after a crash are passed over.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] with the range that can be read; [`Error::Corrupt`] with the place of
+    /// the damage and the offset behind it.
+    pub async fn read(
+        &self,
+        from: u64,
+        limits: ReadLimits,
+        visibility: Visibility,
+    ) -> Result<Fetched> {
+        let permit = self.inner.mailbox.reserve(0).await?;
+        let (id, incarnation) = (self.inner.id, self.inner.incarnation);
+        let reading = Reading { from, limits, visibility };
+        let ask = |reply| Command::Read { id, incarnation, reading, reply, permit };
+        self.inner.mailbox.ask(ask).await
+    }
+
+    /// The durable records from `from` on, as a stream that waits at the end for more.
+    pub fn subscribe(&self, from: u64) -> Subscription {
+        Subscription::new(self.clone(), from, ReadLimits::default())
+    }
+
+    /// As [`subscribe`](Self::subscribe), with limits for each item.
+    pub fn subscribe_with(&self, from: u64, limits: ReadLimits) -> Subscription {
+        Subscription::new(self.clone(), from, limits)
+    }
+
+    /// Waits until every record below `offset` is durable; returns the offsets of that moment.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] when the partition ends before that.
+    pub async fn wait_for(&self, offset: u64) -> Result<Offsets> {
+        let mut offsets = self.inner.offsets.clone();
+        match offsets.wait_for(|o| o.durable() >= offset).await {
+            Ok(offsets) => Ok(*offsets),
+            Err(_) => Err(self.inner.mailbox.dropped()),
+        }
+    }
+
+    /// Where the log starts, is durable, is written and ends, as last published. Does not cross
+    /// threads.
+    pub fn offsets(&self) -> Offsets {
+        *self.inner.offsets.borrow()
+    }
+
+    /// Makes everything appended before it durable; returns the offset below which that holds.
+    pub async fn sync(&self) -> Result<u64> {
+        self.change(Change::Sync).await
+    }
+
+    /// Removes all records below `offset`, exactly and durably. Space comes back segment by
+    /// segment, when no reader needs it any more.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] beyond the log end. Below the log start it is done already.
+    pub async fn trim_before(&self, offset: u64) -> Result<()> {
+        self.change(|reply| Change::Trim(offset, reply)).await
+    }
+
+    /// Removes all records at and above `offset`; durable when it returns. The next append gets
+    /// `offset`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`]; [`Error::InsideOpaqueBatch`]; [`Error::NoSpace`] when no segment can
+    /// be had (nothing was changed).
+    pub async fn truncate_to(&self, offset: u64) -> Result<()> {
+        self.change(|reply| Change::Truncate(offset, reply)).await
+    }
+
+    /// Recovers the partition after [`Error::PartitionFailed`]; other partitions are not touched.
+    /// On a healthy partition it only returns the last report.
+    pub async fn reopen(&self) -> Result<PartitionReport> {
+        self.change(Change::Reopen).await
+    }
+
+    /// Offset of the first durable record whose timestamp (milliseconds since the Unix epoch) is
+    /// at or after the given one; `None` when all are older.
+    pub async fn offset_for_timestamp(&self, timestamp_ms: i64) -> Result<Option<u64>> {
+        let (id, incarnation) = (self.inner.id, self.inner.incarnation);
+        let ask =
+            |reply| Command::OffsetForTimestamp { id, incarnation, timestamp_ms, reply };
+        self.inner.mailbox.ask(ask).await
+    }
+
+    /// A description for operators.
+    pub async fn describe(&self) -> Result<PartitionInfo> {
+        let (id, incarnation) = (self.inner.id, self.inner.incarnation);
+        self.inner.mailbox.ask(|reply| Command::Describe { id, incarnation, reply }).await
+    }
+
+    /// A round trip to the partition's shard and back without any work: what the bridge costs.
+    pub async fn ping(&self) -> Result<()> {
+        self.inner.mailbox.ping().await
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Offsets> {
+        self.inner.offsets.clone()
+    }
+}
+
+/// Makes several partitions durable at once; the first error is returned after all were tried.
+pub(crate) async fn sync_all(partitions: &[Partition]) -> Result<()> {
+    let results = futures_util::future::join_all(partitions.iter().map(Partition::sync)).await;
+    results.into_iter().find_map(Result::err).map_or(Ok::<(), Error>(()), Err)
+}

@@ -1,0 +1,64 @@
+//! What comes through a shard's mailbox.
+
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use super::layout::FoundPartition;
+use crate::io::Capabilities;
+use crate::metrics::ShardStats;
+use crate::offset::Offsets;
+use crate::partition::{Fetched, PartitionInfo, Permit, ReadLimits, Reply, Request, Visibility};
+use crate::recovery::PartitionReport;
+
+/// A partition that is ready, as its handles know it.
+#[derive(Debug)]
+pub(crate) struct Adopted {
+    pub(crate) id: u64,
+    pub(crate) incarnation: u32,
+    pub(crate) offsets: watch::Receiver<Offsets>,
+    pub(crate) batch_bytes_max: usize,
+    pub(crate) report: PartitionReport,
+}
+
+/// The store's directory, opened.
+#[derive(Debug)]
+pub(crate) struct Booted {
+    pub(crate) store_id: u64,
+    pub(crate) capabilities: Capabilities,
+    /// Whether segments are opened with O_DIRECT.
+    pub(crate) direct: bool,
+    pub(crate) partitions: Vec<FoundPartition>,
+}
+
+/// A read of one partition.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reading {
+    pub(crate) from: u64,
+    pub(crate) limits: ReadLimits,
+    pub(crate) visibility: Visibility,
+}
+
+/// A request to a shard. Partitions are named by id and incarnation, so that a late request for a
+/// deleted partition cannot touch its successor.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Boot(Reply<Booted>),
+    Adopt { partitions: Vec<FoundPartition>, direct: bool, reply: Reply<Vec<Adopted>> },
+    Create { id: u64, reply: Reply<Adopted> },
+    Find { id: u64, reply: Reply<Adopted> },
+    Delete { id: u64, incarnation: u32, reply: Reply<()> },
+    List(Reply<Vec<PartitionInfo>>),
+    Describe { id: u64, incarnation: u32, reply: Reply<PartitionInfo> },
+    Submit { id: u64, incarnation: u32, request: Request },
+    Read { id: u64, incarnation: u32, reading: Reading, reply: Reply<Fetched>, permit: Permit },
+    OffsetForTimestamp {
+        id: u64,
+        incarnation: u32,
+        timestamp_ms: i64,
+        reply: Reply<Option<u64>>,
+    },
+    Stats(Reply<ShardStats>),
+    Close { deadline: Duration, reply: Reply<()> },
+    Ping(oneshot::Sender<()>),
+}

@@ -1,0 +1,406 @@
+//! The shard's main task: drain the mailbox, hand each request to its partition, once around.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::Reading;
+use super::boot::{BootRequest, boot, remove_tree};
+use super::command::{Adopted, Booted, Command};
+use super::layout::FoundPartition;
+use crate::config::StoreConfig;
+use crate::error::{Error, Result};
+use crate::io::{BufPool, IoBackend};
+use crate::metrics::ShardStats;
+use crate::partition::{
+    Change, Partition, Reply, Request, ShardContext, answer, create_partition,
+};
+use crate::recovery::{RecoveryContext, recover_partition};
+
+/// Requests that one turn takes from the mailbox before the event loop gets its share.
+const TURN_REQUESTS: usize = 256;
+
+/// Bytes of unused buffers that a shard keeps.
+const IDLE_BUFFER_BYTES_MAX: usize = 16 << 20;
+
+/// What a shard is started with; crosses to its thread.
+#[derive(Debug)]
+pub(crate) struct ShardSetup {
+    pub(crate) path: PathBuf,
+    pub(crate) config: StoreConfig,
+    pub(crate) create: bool,
+    pub(crate) read_only: bool,
+    pub(crate) mailbox: mpsc::UnboundedReceiver<Command>,
+    pub(crate) requests: Arc<Semaphore>,
+    pub(crate) bytes: Arc<Semaphore>,
+    /// Dropped when the shard has ended, whatever ended it.
+    pub(crate) ended: oneshot::Sender<()>,
+}
+
+struct Shard<B: IoBackend> {
+    shared: Rc<ShardContext<B>>,
+    path: PathBuf,
+    config: Rc<StoreConfig>,
+    create: bool,
+    read_only: bool,
+    pool: BufPool,
+    requests: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    state: RefCell<ShardState<B>>,
+}
+
+struct ShardState<B: IoBackend> {
+    partitions: BTreeMap<u64, Rc<Partition<B>>>,
+    /// Ids that are being created or deleted.
+    busy: BTreeSet<u64>,
+    direct: bool,
+    lock: Option<B::File>,
+}
+
+/// Serves the mailbox until the store is closed or its last handle is dropped.
+pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) {
+    let ShardSetup { path, config, create, read_only, mut mailbox, requests, bytes, ended } =
+        setup;
+    let shard = Rc::new(Shard {
+        shared: Rc::new(ShardContext::new(Rc::clone(&backend))),
+        path,
+        config: Rc::new(config),
+        create,
+        read_only,
+        pool: BufPool::new(IDLE_BUFFER_BYTES_MAX),
+        requests,
+        bytes,
+        state: RefCell::new(ShardState {
+            partitions: BTreeMap::new(),
+            busy: BTreeSet::new(),
+            direct: false,
+            lock: None,
+        }),
+    });
+    shard.start_tickers();
+    let mut turn = Vec::with_capacity(TURN_REQUESTS);
+    let mut closing: Option<oneshot::Receiver<()>> = None;
+    while closing.is_none() && mailbox.recv_many(&mut turn, TURN_REQUESTS).await > 0 {
+        for command in turn.drain(..) {
+            if let Some(closed) = shard.serve(command) {
+                closing = Some(closed);
+                // What stands behind the close is answered by being dropped.
+                break;
+            }
+        }
+        backend.yield_now().await;
+    }
+    mailbox.close();
+    turn.clear();
+    if let Some(closed) = closing
+        && closed.await.is_err()
+    {
+        // The sender is dropped when the closing task has finished: that is the signal.
+    }
+    drop(mailbox);
+    shard.release();
+    drop(ended);
+}
+
+impl<B: IoBackend> Shard<B> {
+    /// Serves one command; a close returns what resolves when it is done.
+    fn serve(self: &Rc<Self>, command: Command) -> Option<oneshot::Receiver<()>> {
+        match command {
+            Command::Submit { id, incarnation, request } => match self.find(id, incarnation) {
+                Ok(partition) => partition.submit(request),
+                Err(e) => request.refuse(e),
+            },
+            Command::Read { id, incarnation, reading, reply, permit } => {
+                let Reading { from, limits, visibility } = reading;
+                let cached = self
+                    .find(id, incarnation)
+                    .and_then(|p| Ok((p.read_cached(from, limits, visibility)?, p)));
+                match cached {
+                    Ok((Some(fetched), _)) => answer(reply, Ok(fetched)),
+                    Err(e) => answer(reply, Err(e)),
+                    Ok((None, partition)) => self.spawn(reply, async move {
+                        let result = partition.read(from, limits, visibility).await;
+                        drop(permit);
+                        result
+                    }),
+                }
+            }
+            Command::OffsetForTimestamp { id, incarnation, timestamp_ms, reply } => {
+                match self.find(id, incarnation) {
+                    Ok(p) => self.spawn(reply, p.offset_for_timestamp(timestamp_ms)),
+                    Err(e) => answer(reply, Err(e)),
+                }
+            }
+            Command::Ping(reply) => answer(reply, ()),
+            Command::Boot(reply) => {
+                let this = Rc::clone(self);
+                self.spawn(reply, async move { this.boot().await });
+            }
+            Command::Adopt { partitions, direct, reply } => {
+                self.state.borrow_mut().direct = direct;
+                let this = Rc::clone(self);
+                self.spawn(reply, async move { this.adopt(partitions).await });
+            }
+            Command::Create { id, reply } => {
+                let this = Rc::clone(self);
+                self.spawn(reply, async move { this.create(id).await });
+            }
+            Command::Find { id, reply } => {
+                let found = self.state.borrow().partitions.get(&id).cloned();
+                let found = found.ok_or(Error::PartitionNotFound { id });
+                answer(reply, found.map(|p| adopted(&p)));
+            }
+            Command::Delete { id, incarnation, reply } => {
+                let this = Rc::clone(self);
+                self.spawn(reply, async move { this.delete(id, incarnation).await });
+            }
+            Command::List(reply) => {
+                let state = self.state.borrow();
+                answer(reply, Ok(state.partitions.values().map(|p| p.describe()).collect()));
+            }
+            Command::Describe { id, incarnation, reply } => {
+                answer(reply, self.find(id, incarnation).map(|p| p.describe()));
+            }
+            Command::Stats(reply) => answer(reply, Ok(self.stats())),
+            Command::Close { deadline, reply } => return Some(self.close(deadline, reply)),
+        }
+        None
+    }
+
+    fn find(&self, id: u64, incarnation: u32) -> Result<Rc<Partition<B>>> {
+        match self.state.borrow().partitions.get(&id) {
+            Some(p) if p.incarnation() == incarnation => Ok(Rc::clone(p)),
+            _ => Err(Error::PartitionNotFound { id }),
+        }
+    }
+
+    fn spawn<T: 'static>(&self, reply: Reply<T>, task: impl Future<Output = Result<T>> + 'static) {
+        self.shared.backend.spawn(Box::pin(async move { answer(reply, task.await) }));
+    }
+
+    async fn boot(&self) -> Result<Booted> {
+        let request = BootRequest {
+            path: self.path.clone(),
+            create: self.create,
+            read_only: self.read_only,
+            direct_wanted: self.config.direct_io,
+        };
+        let store = boot(self.shared.backend.as_ref(), &request).await?;
+        self.state.borrow_mut().lock = Some(store.lock);
+        Ok(store.booted)
+    }
+
+    fn context(&self, found: &FoundPartition) -> RecoveryContext {
+        RecoveryContext {
+            partition: found.id,
+            incarnation: found.incarnation,
+            dir: found.dir(&self.path),
+            config: Rc::clone(&self.config),
+            pool: self.pool.clone(),
+            direct: self.state.borrow().direct,
+            read_only: self.read_only,
+        }
+    }
+
+    async fn adopt(&self, partitions: Vec<FoundPartition>) -> Result<Vec<Adopted>> {
+        let mut logs = Vec::with_capacity(partitions.len());
+        for found in partitions {
+            let context = self.context(&found);
+            let log = recover_partition(self.shared.backend.as_ref(), &context).await?;
+            logs.push((context, log));
+        }
+        // Nothing is served before every partition of the shard has been judged.
+        let mut ready = Vec::with_capacity(logs.len());
+        for (context, log) in logs {
+            let partition = Partition::start(&self.shared, context, log);
+            ready.push(adopted(&partition));
+            self.state.borrow_mut().partitions.insert(partition.id(), partition);
+        }
+        Ok(ready)
+    }
+
+    async fn create(&self, id: u64) -> Result<Adopted> {
+        if self.read_only {
+            return Err(Error::ReadOnly { id });
+        }
+        let _busy = self.reserve(id)?;
+        if self.state.borrow().partitions.contains_key(&id) {
+            return Err(Error::PartitionExists { id });
+        }
+        let backend = self.shared.backend.as_ref();
+        let [a, b, c, d, ..] = backend.random_u64().to_le_bytes();
+        let found = FoundPartition { id, incarnation: u32::from_le_bytes([a, b, c, d]) };
+        let context = self.context(&found);
+        let temporary = found.dir_creating(&self.path);
+        let log = match create_partition(backend, &context, &self.path, &temporary).await {
+            Ok(log) => log,
+            Err(e) => {
+                if remove_tree(backend, &temporary).await.is_err() {
+                    self.shared.stats.housekeeping_failed();
+                }
+                return Err(e);
+            }
+        };
+        let partition = Partition::start(&self.shared, context, log);
+        let ready = adopted(&partition);
+        self.state.borrow_mut().partitions.insert(id, partition);
+        Ok(ready)
+    }
+
+    async fn delete(&self, id: u64, incarnation: u32) -> Result<()> {
+        if self.read_only {
+            return Err(Error::ReadOnly { id });
+        }
+        let _busy = self.reserve(id)?;
+        let partition = self.find(id, incarnation)?;
+        let backend = self.shared.backend.as_ref();
+        let found = FoundPartition { id, incarnation };
+        let (dir, deleted) = (found.dir(&self.path), found.dir_deleted(&self.path));
+        // Appends end first: none may be acknowledged into a directory that is going.
+        let (reply, done) = oneshot::channel();
+        partition.submit(Request::Change(Change::Abandon(reply)));
+        match done.await {
+            Ok(Ok(()) | Err(Error::Closed)) => {}
+            Ok(Err(e)) => return Err(e),
+            Err(_) => return Err(Error::ClosedInFlight),
+        }
+        // A failure here leaves the partition closed and whole; deleting can be tried again.
+        backend.rename(&dir, &deleted).await.map_err(|e| Error::io("rename", &dir, e))?;
+        self.state.borrow_mut().partitions.remove(&id);
+        let synced = backend.sync_dir(&self.path).await;
+        synced.map_err(|e| Error::io("sync the directory", &self.path, e))?;
+        // From here on the partition is gone; what stays is removed by the next opening.
+        if remove_tree(backend, &deleted).await.is_err() {
+            self.shared.stats.housekeeping_failed();
+        }
+        Ok(())
+    }
+
+    /// Marks an id as being created or deleted until the value is dropped.
+    fn reserve(&self, id: u64) -> Result<Busy<'_, B>> {
+        if self.state.borrow_mut().busy.insert(id) {
+            Ok(Busy { shard: self, id })
+        } else {
+            Err(Error::PartitionBusy { id })
+        }
+    }
+
+    fn stats(&self) -> ShardStats {
+        let config = &self.config;
+        let mut stats = self.shared.stats.snapshot();
+        stats.partitions = self.state.borrow().partitions.len();
+        stats.requests_under_way =
+            config.mailbox_requests_max.saturating_sub(self.requests.available_permits());
+        stats.bytes_under_way =
+            config.mailbox_bytes_max.saturating_sub(self.bytes.available_permits());
+        stats.idle_buffer_bytes = self.pool.idle_bytes();
+        stats
+    }
+
+    /// Seals and closes all partitions; `reply` hears of it, at the latest after `deadline`.
+    fn close(self: &Rc<Self>, deadline: Duration, reply: Reply<()>) -> oneshot::Receiver<()> {
+        let (finished, end) = oneshot::channel();
+        let all: Vec<_> = self.state.borrow().partitions.values().cloned().collect();
+        let mut waiting = Vec::with_capacity(all.len());
+        for partition in all {
+            let (reply, done) = oneshot::channel();
+            partition.submit(Request::Change(Change::Close(reply)));
+            waiting.push(done);
+        }
+        let this = Rc::clone(self);
+        let mut closing = Box::pin(async move {
+            let mut result = Ok(());
+            for done in waiting {
+                match done.await {
+                    Ok(Err(e)) if result.is_ok() && e != Error::Closed => result = Err(e),
+                    _ => {}
+                }
+            }
+            this.release();
+            result
+        });
+        let backend = Rc::clone(&self.shared.backend);
+        self.shared.backend.spawn(Box::pin(async move {
+            let _finished = finished;
+            match select(&mut closing, backend.sleep(deadline)).await {
+                Either::Left((result, _)) => answer(reply, result),
+                Either::Right(((), _)) => {
+                    let waited_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+                    answer(reply, Err(Error::CloseTimeout { waited_ms }));
+                    if closing.await.is_err() {
+                        // Nobody listens any more; recovery will find what there is.
+                    }
+                }
+            }
+        }));
+        end
+    }
+
+    /// Lets go of files and locks.
+    fn release(&self) {
+        let mut state = self.state.borrow_mut();
+        state.partitions.clear();
+        state.lock = None;
+        self.shared.unsealed.borrow_mut().clear();
+    }
+
+    fn start_tickers(self: &Rc<Self>) {
+        let backend = &self.shared.backend;
+        let (shared, seal_after) = (Rc::clone(&self.shared), self.config.seal_after);
+        backend.spawn(Box::pin(async move {
+            loop {
+                while shared.unsealed.borrow().is_empty() {
+                    shared.tick.notified().await;
+                }
+                shared.backend.sleep(seal_after).await;
+                let watched = std::mem::take(&mut *shared.unsealed.borrow_mut());
+                let still: Vec<_> = watched.into_iter().filter(|p| p.tick()).collect();
+                shared.unsealed.borrow_mut().extend(still);
+            }
+        }));
+        if self.config.retention_age.is_none() && self.config.retention_bytes.is_none() {
+            return;
+        }
+        let (weak, interval) = (Rc::downgrade(self), self.config.retention_interval);
+        let sleeper = Rc::clone(backend);
+        backend.spawn(Box::pin(async move {
+            loop {
+                sleeper.sleep(interval).await;
+                let Some(shard) = weak.upgrade() else { return };
+                let all: Vec<_> = shard.state.borrow().partitions.values().cloned().collect();
+                for partition in all {
+                    if partition.consider_retention().await.is_err() {
+                        shard.shared.stats.housekeeping_failed();
+                    }
+                }
+            }
+        }));
+    }
+}
+
+struct Busy<'a, B: IoBackend> {
+    shard: &'a Shard<B>,
+    id: u64,
+}
+
+impl<B: IoBackend> Drop for Busy<'_, B> {
+    fn drop(&mut self) {
+        self.shard.state.borrow_mut().busy.remove(&self.id);
+    }
+}
+
+fn adopted<B: IoBackend>(partition: &Rc<Partition<B>>) -> Adopted {
+    Adopted {
+        id: partition.id(),
+        incarnation: partition.incarnation(),
+        offsets: partition.subscribe(),
+        batch_bytes_max: partition.batch_bytes_max(),
+        report: partition.describe().recovery,
+    }
+}
