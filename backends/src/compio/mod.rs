@@ -78,6 +78,8 @@ impl CompioFactory {
 
     /// Builds the runtime on the calling thread.
     fn build(&self) -> io::Result<Runtime> {
+        // compio hides the kernel's error behind its check of opcodes, so ask the kernel first.
+        drop(io_uring::IoUring::new(2)?);
         let runtime = match self.runtime_with(true) {
             // The hints are younger than io_uring itself; older kernels do without.
             Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
