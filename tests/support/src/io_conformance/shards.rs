@@ -1,12 +1,15 @@
 //! Starting and ending shards.
 
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use alluvium_core::io::{BackendFactory, IoBackend, LocalFuture, ShardSpec};
+use alluvium_core::io::{
+    BackendFactory, BufPool, IoBackend, IoFile, LocalFuture, OpenMode, OpenOptions, ShardSpec,
+};
 
-use super::{CHECK_TIMEOUT, Suite};
+use super::{CHECK_TIMEOUT, Suite, pattern};
 
 pub(super) fn all<F: BackendFactory>(suite: &mut Suite<'_, F>) {
     suite.check_outside("the_thread_is_named", the_thread_is_named);
@@ -21,6 +24,10 @@ pub(super) fn all<F: BackendFactory>(suite: &mut Suite<'_, F>) {
     suite.check_outside("a_panic_before_the_future", a_panic_before_the_future);
     suite.check_outside("the_end_of_main_drops_tasks", the_end_of_main_drops_tasks);
     suite.check_outside("many_shards_start_and_end", many_shards_start_and_end);
+    let (path, direct) = (suite.dir.join("end-of-shard"), suite.direct);
+    suite.check_outside("memory_outlives_operations", |factory| {
+        memory_outlives_operations(factory, &path, direct)
+    });
 }
 
 fn spec(name: &str) -> ShardSpec {
@@ -237,4 +244,68 @@ fn many_shards_start_and_end<F: BackendFactory>(factory: &F) -> Result<(), Strin
         std::thread::sleep(Duration::from_millis(50));
     }
     Err("descriptors of ended shards stay open".to_owned())
+}
+
+/// Ends shards while the kernel reads into their buffers, then takes the memory that came free
+/// and looks whether anything still writes to it.
+fn memory_outlives_operations<F: BackendFactory>(
+    factory: &F,
+    path: &Path,
+    direct: bool,
+) -> Result<(), String> {
+    const SIZE: usize = 1 << 20;
+    const READS: usize = 24;
+    for round in 0..10 {
+        let pool = BufPool::new(READS * SIZE);
+        let (sender, receiver) = mpsc::channel::<()>();
+        let (path, taken_from) = (path.to_owned(), pool.clone());
+        let main = move |backend: Rc<F::Backend>| -> LocalFuture<()> {
+            Box::pin(async move {
+                let mode = if round == 0 {
+                    OpenMode::CreateNew
+                } else {
+                    OpenMode::ReadWrite
+                };
+                let file = backend
+                    .open(&path, OpenOptions { mode, direct })
+                    .await
+                    .unwrap();
+                let file = Rc::new(file);
+                file.write_at(pattern(1, SIZE), 0).await.0.unwrap();
+                for _ in 0..READS {
+                    let (file, pool) = (Rc::clone(&file), taken_from.clone());
+                    backend.spawn(Box::pin(async move {
+                        file.read_at(pool.take(SIZE), 0, SIZE).await.0.unwrap();
+                    }));
+                }
+                backend.yield_now().await;
+                drop(sender);
+            })
+        };
+        factory
+            .spawn_shard(spec("ends"), Box::new(main))
+            .map_err(|e| e.to_string())?;
+        dropped(&receiver)?;
+        let mut guards = Vec::new();
+        let started = Instant::now();
+        while guards.len() < READS && started.elapsed() < Duration::from_millis(100) {
+            if pool.idle_bytes() == 0 {
+                std::thread::yield_now();
+                continue;
+            }
+            let mut guard = pool.take(SIZE);
+            guard.resize(SIZE);
+            guard.fill(0x5A);
+            guards.push(guard);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        let clean = guards
+            .iter()
+            .all(|guard| guard.iter().all(|&byte| byte == 0x5A));
+        expect(clean, || {
+            "the kernel wrote to memory that was given back".to_owned()
+        })?;
+        expect(!guards.is_empty(), || "no buffer ever came back".to_owned())?;
+    }
+    Ok(())
 }
