@@ -3,11 +3,11 @@
 //!
 //! | module | feature | data path | works where |
 //! | --- | --- | --- | --- |
-//! | [`tokio`](crate::tokio) | `tokio` (default) | `preadv2`/`pwritev2` on a small blocking pool | everywhere |
-//! | [`compio`](crate::compio) | `compio` | io_uring | where the kernel and its policy allow io_uring |
+//! | `tokio` | `tokio` (default) | `preadv2`/`pwritev2` on a small blocking pool | everywhere |
+//! | `compio` | `compio` | io_uring | where the kernel and its policy allow io_uring |
 //!
 //! A feature makes a type available and does nothing else. [`BackendKind`] turns a name from a
-//! configuration into a choice, [`probe`](crate::probe::probe) says what works on this machine.
+//! configuration into a choice, [`probe::probe`] says what works on this machine.
 
 pub mod kind;
 pub mod probe;

@@ -5,7 +5,7 @@
 //! directory and allocating go through the ring, because they wait for the disk.
 //!
 //! There is no fallback inside: where io_uring is forbidden, starting a shard fails with the
-//! kernel's error, and [`crate::tokio`] is the way to go.
+//! kernel's error, and the `tokio` module is the way to go.
 //!
 //! **Do not enable compio's `polling` feature** anywhere in the build. It changes the traits that
 //! an operation must implement, and this module would not compile.
