@@ -1,5 +1,6 @@
 //! Runs the conformance suite on every backend of this build, on a disk and in memory.
 
+#![cfg(any(feature = "tokio", feature = "compio"))]
 #![allow(
     clippy::unwrap_used,
     reason = "a panic is how a test reports a failure"
