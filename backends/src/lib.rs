@@ -1,1 +1,24 @@
-//! Backends.
+//! Backends: the runtimes that can carry a store, behind the traits of
+//! [`alluvium_core::io`].
+//!
+//! | module | feature | data path | works where |
+//! | --- | --- | --- | --- |
+//! | `tokio` | `tokio` (default) | `preadv2`/`pwritev2` on a small blocking pool | everywhere |
+//! | `compio` | `compio` | io_uring | where the kernel and its policy allow io_uring |
+//!
+//! A feature makes a type available and does nothing else. [`BackendKind`] turns a name from a
+//! configuration into a choice, [`probe::probe`] says what works on this machine.
+
+pub mod kind;
+pub mod probe;
+
+#[cfg(feature = "compio")]
+pub mod compio;
+#[cfg(feature = "tokio")]
+pub mod tokio;
+
+mod posix;
+#[cfg(any(feature = "compio", feature = "tokio"))]
+mod shard;
+
+pub use kind::{BackendKind, ResolveError, Resolved, UnknownBackend};

@@ -1,0 +1,131 @@
+//! The runtime of one tokio shard: directories, clocks and tasks.
+
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use alluvium_core::io::{
+    Capabilities, DirEntry, EntryKind, FsSpace, IoBackend, LocalFuture, OpenOptions,
+};
+use async_trait::async_trait;
+use tokio::task::JoinError;
+
+use super::{TokioFactory, TokioFile};
+use crate::posix::{self, PosixFile};
+
+/// tokio on a shard's thread; made by [`TokioFactory`].
+pub struct TokioBackend {
+    /// Its methods use the runtime of the thread that it was made on.
+    stays_here: PhantomData<Rc<()>>,
+}
+
+impl TokioBackend {
+    pub(super) fn new() -> Self {
+        Self {
+            stays_here: PhantomData,
+        }
+    }
+}
+
+impl fmt::Debug for TokioBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokioBackend").finish_non_exhaustive()
+    }
+}
+
+#[async_trait(?Send)]
+impl IoBackend for TokioBackend {
+    type File = TokioFile;
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            backend: TokioFactory::NAME,
+            durable_write: "RWF_DSYNC (pwritev2)",
+            direct_io: true,
+        }
+    }
+
+    async fn open(&self, path: &Path, options: OpenOptions) -> io::Result<TokioFile> {
+        offload(path, move |path| PosixFile::open(path, options))
+            .await
+            .map(TokioFile::new)
+    }
+
+    async fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        offload(dir, posix::list).await
+    }
+
+    async fn kind(&self, path: &Path) -> io::Result<EntryKind> {
+        offload(path, posix::kind).await
+    }
+
+    async fn create_dir(&self, path: &Path) -> io::Result<()> {
+        offload(path, posix::create_dir).await
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let to = to.to_path_buf();
+        offload(from, move |from| posix::rename(from, &to)).await
+    }
+
+    async fn remove_file(&self, path: &Path) -> io::Result<()> {
+        offload(path, posix::remove_file).await
+    }
+
+    async fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        offload(path, posix::remove_dir).await
+    }
+
+    async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        offload(dir, posix::sync_dir).await
+    }
+
+    async fn space(&self, path: &Path) -> io::Result<FsSpace> {
+        offload(path, posix::space).await
+    }
+
+    fn now(&self) -> Duration {
+        posix::now()
+    }
+
+    fn wall_clock_ms(&self) -> i64 {
+        posix::wall_clock_ms()
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    async fn yield_now(&self) {
+        // Wakes the task only after the runtime has looked at its drivers.
+        tokio::task::yield_now().await;
+    }
+
+    fn spawn(&self, task: LocalFuture<()>) {
+        // Detached: a panic ends the task alone, tokio drops what it captured.
+        drop(tokio::task::spawn_local(task));
+    }
+
+    fn random_u64(&self) -> u64 {
+        posix::random_u64()
+    }
+}
+
+/// Runs one system call on a path in the pool.
+async fn offload<T: Send + 'static>(
+    path: &Path,
+    call: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let path = path.to_path_buf();
+    tokio::task::spawn_blocking(move || call(&path))
+        .await
+        .map_err(lost)?
+}
+
+/// The pool did not run a call: the runtime is ending, or the call panicked.
+pub(super) fn lost(error: JoinError) -> io::Error {
+    io::Error::other(error)
+}

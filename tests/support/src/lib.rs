@@ -1,0 +1,12 @@
+//! Test suites that every backend of Alluvium has to pass: one body, many providers.
+//!
+//! Everything here panics to report a failure; it is a library only so that several test binaries
+//! can share it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "a panic is how a test reports a failure"
+)]
+
+pub mod io_conformance;

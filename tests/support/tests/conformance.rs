@@ -1,0 +1,74 @@
+//! Runs the conformance suite on every backend of this build, on a disk and in memory.
+
+#![cfg(any(feature = "tokio", feature = "compio"))]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a panic is how a test reports a failure"
+)]
+
+use std::path::Path;
+
+use alluvium_core::io::BackendFactory;
+use alluvium_testkit::io_conformance;
+
+/// On the file system of the build directory: a real disk as a rule.
+fn on_disk(factory: &impl BackendFactory) {
+    in_fresh_dir(factory, Path::new(env!("CARGO_TARGET_TMPDIR")));
+}
+
+/// On tmpfs, where direct I/O depends on the kernel.
+fn in_memory(factory: &impl BackendFactory) {
+    let shm = Path::new("/dev/shm");
+    if shm.is_dir() {
+        in_fresh_dir(factory, shm);
+    }
+}
+
+fn in_fresh_dir(factory: &impl BackendFactory, parent: &Path) {
+    let dir = tempfile::Builder::new()
+        .prefix("conformance-")
+        .tempdir_in(parent)
+        .unwrap();
+    io_conformance::run(factory, dir.path());
+}
+
+#[cfg(feature = "tokio")]
+mod tokio {
+    use alluvium_backends::tokio::TokioFactory;
+
+    #[test]
+    fn on_disk() {
+        super::on_disk(&TokioFactory::new());
+    }
+
+    #[test]
+    fn in_memory() {
+        super::in_memory(&TokioFactory::new());
+    }
+
+    #[test]
+    fn one_blocking_thread_is_enough() {
+        super::in_memory(&TokioFactory::new().blocking_threads_max(1));
+    }
+}
+
+/// Where io_uring is forbidden these fail: a build that asks for compio has to know.
+#[cfg(feature = "compio")]
+mod compio {
+    use alluvium_backends::compio::CompioFactory;
+
+    #[test]
+    fn on_disk() {
+        super::on_disk(&CompioFactory::new());
+    }
+
+    #[test]
+    fn in_memory() {
+        super::in_memory(&CompioFactory::new());
+    }
+
+    #[test]
+    fn a_tiny_ring_is_enough() {
+        super::on_disk(&CompioFactory::new().ring_entries(2));
+    }
+}
