@@ -1,1 +1,4 @@
 //! Backends.
+
+#[cfg(feature = "sim")]
+pub mod sim;
