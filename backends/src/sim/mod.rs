@@ -68,6 +68,7 @@ mod backend;
 mod config;
 mod directory;
 mod disk;
+mod effect;
 mod executor;
 mod fault;
 mod file;
