@@ -189,6 +189,7 @@ impl Tree {
         let replaced = self.entry(to_dir, to_name);
         match (node, replaced) {
             _ if from_dir == to_dir && from_name == to_name => return Ok(None),
+            (Node::Dir(_), _) if from_dir != to_dir => return Err(Errno::XDEV),
             (Node::File(_), Some(Node::Dir(_))) => return Err(Errno::ISDIR),
             (Node::Dir(_), Some(Node::File(_))) => return Err(Errno::NOTDIR),
             (Node::Dir(_), Some(Node::Dir(_))) => return Err(Errno::NOTEMPTY),

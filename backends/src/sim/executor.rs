@@ -106,6 +106,7 @@ pub(super) struct Executor {
     rng: RefCell<Rng>,
     shards: Cell<u64>,
     running: Cell<bool>,
+    catch_panics: Cell<bool>,
 }
 
 impl fmt::Debug for Executor {
@@ -133,6 +134,7 @@ impl Executor {
             rng: RefCell::new(Rng::new(seed ^ 0x7A5C_5EED)),
             shards: Cell::new(0),
             running: Cell::new(false),
+            catch_panics: Cell::new(false),
         }
     }
 
@@ -226,9 +228,10 @@ impl Executor {
         self.shared.ready.lock().retain(|key| *key != Key::NONE);
     }
 
-    /// Virtual time and steps at which the run is too long.
+    /// Reads the configuration: virtual time and steps at which the run is too long.
     fn limits(&self) -> (u64, u64) {
         let world = self.shared.lock();
+        self.catch_panics.set(world.config.catch_panics);
         let time = world
             .now
             .saturating_add(super::world::nanos(world.config.run_time_max));
@@ -296,8 +299,7 @@ impl Executor {
             (future, task.waker.clone())
         };
         let mut context = Context::from_waker(&waker);
-        let catches = self.shared.lock().config.catch_panics;
-        let polled = if catches {
+        let polled = if self.catch_panics.get() {
             catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut context)))
         } else {
             Ok(future.as_mut().poll(&mut context))

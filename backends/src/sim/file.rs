@@ -47,6 +47,7 @@ struct Undo {
 struct LengthChange {
     stamp: u64,
     before: u64,
+    reserved_before: u64,
 }
 
 /// Which sectors of a write land.
@@ -198,10 +199,7 @@ impl FileImage {
         self.store(offset, bytes);
         let end = offset + bytes.len() as u64;
         if end > self.len {
-            self.lengths.push(LengthChange {
-                stamp,
-                before: self.len,
-            });
+            self.note_length(stamp);
             self.len = end;
         }
     }
@@ -267,18 +265,24 @@ impl FileImage {
 
     /// Reserves blocks and extends.
     pub(super) fn allocate(&mut self, len: u64, stamp: u64) {
+        if len > self.len {
+            self.note_length(stamp);
+            self.len = len;
+        }
         let wanted = len.div_ceil(PAGE);
         if wanted > self.reserved {
             self.blocks += self.blocks_for_allocation(len);
             self.reserved = wanted;
         }
-        if len > self.len {
-            self.lengths.push(LengthChange {
-                stamp,
-                before: self.len,
-            });
-            self.len = len;
-        }
+    }
+
+    fn note_length(&mut self, stamp: u64) {
+        let reserved_before = self.reserved;
+        self.lengths.push(LengthChange {
+            stamp,
+            before: self.len,
+            reserved_before,
+        });
     }
 
     /// Changes the length; what is cut may come back when the power goes.
@@ -301,10 +305,7 @@ impl FileImage {
                 lost: false,
             });
         }
-        self.lengths.push(LengthChange {
-            stamp,
-            before: self.len,
-        });
+        self.note_length(stamp);
         self.cut(len);
         self.len = len;
     }
@@ -334,11 +335,12 @@ impl FileImage {
             };
             if let Some(change) = self.lengths.get(chosen) {
                 self.len = change.before;
+                self.reserved = change.reserved_before;
             }
             self.cut(self.len);
             self.lengths.clear();
-        }
-        if self.reserved != self.reserved_durable {
+            self.reserved_durable = self.reserved;
+        } else if self.reserved != self.reserved_durable {
             if rng.coin() {
                 self.reserved = self.reserved_durable;
             }
@@ -457,4 +459,84 @@ fn overlay(target: &mut [u8], target_at: u64, source: &[u8], source_at: u64) {
 /// Sizes that lie in memory fit the address space.
 pub(super) fn to_usize(n: u64) -> usize {
     usize::try_from(n).expect("simulated files fit in memory")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FileImage, Rng};
+
+    /// Per byte the versions since the durable one, with the time of their completion.
+    struct Model {
+        bytes: Vec<Vec<(u64, u8)>>,
+    }
+
+    impl Model {
+        fn write(&mut self, at: usize, bytes: &[u8], stamp: u64) {
+            for (versions, byte) in self.bytes[at..].iter_mut().zip(bytes) {
+                versions.push((stamp, *byte));
+            }
+        }
+
+        fn write_durable(&mut self, at: usize, bytes: &[u8]) {
+            for (versions, byte) in self.bytes[at..].iter_mut().zip(bytes) {
+                *versions = vec![(0, *byte)];
+            }
+        }
+
+        fn sync(&mut self, stamp: u64) {
+            for versions in &mut self.bytes {
+                let newest = versions.iter().rposition(|v| v.0 <= stamp).unwrap_or(0);
+                versions.drain(..newest);
+                versions[0].0 = 0;
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_what_the_model_allows() {
+        for seed in 0..1000 {
+            let mut rng = Rng::new(seed);
+            let mut image = FileImage::default();
+            let mut model = Model {
+                bytes: vec![vec![(0, 0)]; 10_000],
+            };
+            image.set_len(10_000, 0);
+            image.sync(0);
+            let mut syncing = 0;
+            for stamp in 1..=rng.between(1, 40) {
+                let at = rng.index(9_999);
+                let bytes = vec![rng.next_u64().to_le_bytes()[0]; 1 + rng.index(10_000 - at)];
+                match rng.below(6) {
+                    0..3 => {
+                        image.write(at as u64, &bytes, stamp);
+                        model.write(at, &bytes, stamp);
+                    }
+                    3 => {
+                        image.write_durable(at as u64, &bytes);
+                        model.write_durable(at, &bytes);
+                    }
+                    4 => syncing = stamp,
+                    _ => {
+                        image.sync(syncing);
+                        model.sync(syncing);
+                    }
+                }
+            }
+            let newest: Vec<u8> = model
+                .bytes
+                .iter()
+                .map(|v| v.last().map_or(0, |v| v.1))
+                .collect();
+            assert_eq!(image.contents(), newest, "seed {seed}");
+            image.lose_power(&mut rng);
+            assert!(image.is_clean());
+            for (at, (byte, versions)) in image.contents().iter().zip(&model.bytes).enumerate() {
+                let allowed = versions.iter().any(|v| v.1 == *byte);
+                assert!(
+                    allowed,
+                    "seed {seed}: byte {at} is {byte}, allowed {versions:?}"
+                );
+            }
+        }
+    }
 }

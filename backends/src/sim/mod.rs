@@ -44,8 +44,8 @@
 //! ([`SimConfig::lying_flush`]).
 //!
 //! **Not modelled:** threads (a shard is a group of tasks; code between two awaits is atomic),
-//! permissions, symbolic links, `..` in paths (`EINVAL`), time zones of latency (a slow region),
-//! sectors torn inside their 512 bytes, blocks taken by names and metadata, wakes from other
+//! permissions, symbolic links, `..` in paths (`EINVAL`), moving a directory to another parent
+//! (`EXDEV`), sectors torn inside their 512 bytes, blocks taken by names and metadata, wakes from other
 //! threads (they break determinism). A loss of power does not reorder changes of one directory.
 //!
 //! # What else it checks

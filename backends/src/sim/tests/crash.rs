@@ -4,12 +4,14 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
-use alluvium_core::io::{IoBackend, IoFile, LockKind};
+use alluvium_core::io::{BackendFactory, IoBackend, IoFile, LockKind, ShardMain, ShardSpec};
+use tokio::sync::mpsc;
 
-use super::{create, open, process, read, sectors, write, write_durable};
-use crate::sim::{CrashKind, Sim, SimConfig, Stop};
+use super::{count, create, open, process, read, sectors, write, write_durable};
+use crate::sim::{CrashKind, Sim, SimBackend, SimConfig, SimFactory, Stop};
 
 const SEEDS: u64 = 300;
 
@@ -32,7 +34,7 @@ fn unsynced_writes_are_lost_or_kept_or_torn() {
     for seed in 0..SEEDS {
         let left = lose(seed, async |file| write(file, 0, 2, 4096).await);
         assert_eq!(left.len(), 8);
-        match left.iter().filter(|b| **b == 2).count() {
+        match count(&left, 2) {
             0 => lost += 1,
             8 => kept += 1,
             _ => torn += 1,
@@ -127,9 +129,9 @@ fn a_sync_covers_only_what_completed_before_it() {
                 synced = synced || sync.as_mut().poll(context).is_ready();
                 written = written || writing.as_mut().poll(context).is_ready();
                 if synced && written {
-                    ().into_ready()
+                    Poll::Ready(())
                 } else {
-                    std::task::Poll::Pending
+                    Poll::Pending
                 }
             })
             .await;
@@ -138,14 +140,6 @@ fn a_sync_covers_only_what_completed_before_it() {
     }
     assert!(lost > 20, "{lost}");
 }
-
-trait IntoReady: Sized {
-    fn into_ready(self) -> std::task::Poll<Self> {
-        std::task::Poll::Ready(self)
-    }
-}
-
-impl IntoReady for () {}
 
 #[test]
 fn a_new_file_may_have_any_length_until_it_is_synced() {
@@ -198,7 +192,7 @@ fn cut_bytes_may_come_back_until_the_cut_is_synced() {
     let mut back = 0;
     for seed in 0..SEEDS {
         let left = lose(seed, async |file| {
-            file.set_len(1024).await.expect("it can be cut")
+            file.set_len(1024).await.expect("it can be cut");
         });
         back += u32::from(left.len() == 8);
         let left = lose(seed, async |file| {
@@ -317,7 +311,7 @@ fn zombies_land_after_the_kill_and_the_lock_fences_them() {
             // Hands the write to the kernel and goes no further.
             std::future::poll_fn(|context| {
                 assert!(writing.as_mut().poll(context).is_pending());
-                ().into_ready()
+                Poll::Ready(())
             })
             .await;
             inner.kill(factory.process());
@@ -339,7 +333,7 @@ fn zombies_land_after_the_kill_and_the_lock_fences_them() {
                 fenced,
                 "nothing lands behind the fence"
             );
-            match fenced.iter().filter(|b| **b == 2).count() {
+            match count(&fenced, 2) {
                 4096 => whole += 1,
                 0 => {}
                 _ => part += 1,
@@ -433,4 +427,73 @@ fn a_lying_flush_loses_data() {
         lost += u32::from(left != [2, 2]);
     }
     assert!(lost > 50);
+}
+
+/// A shard that writes blocks durably, one task each, and tells the test of every one.
+fn shard_writes(sim: &Sim, factory: &SimFactory, acked: &Rc<RefCell<BTreeSet<u64>>>) {
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let main: ShardMain<SimBackend> = Box::new(move |backend| {
+        Box::pin(async move {
+            let file = Rc::new(open(&backend, "/f").await);
+            while !file.try_lock(LockKind::Exclusive).expect("it can be asked") {
+                backend.sleep(Duration::from_millis(1)).await;
+            }
+            let (done, mut all) = mpsc::channel::<()>(1);
+            for block in 0..8 {
+                let (file, sender, done) = (Rc::clone(&file), sender.clone(), done.clone());
+                backend.spawn(Box::pin(async move {
+                    write_durable(&file, block * 1024, 1, 1024).await;
+                    sender.send(block).ok();
+                    drop(done);
+                }));
+            }
+            drop(done);
+            all.recv().await;
+        })
+    });
+    let spec = ShardSpec {
+        name: "writer".to_owned(),
+        core: None,
+    };
+    factory.spawn_shard(spec, main).expect("the process lives");
+    let acked = Rc::clone(acked);
+    sim.spawn(async move {
+        while let Some(block) = receiver.recv().await {
+            acked.borrow_mut().insert(block);
+        }
+    });
+}
+
+#[test]
+fn shards_crash_and_start_again_on_the_same_disk() {
+    for seed in 0..SEEDS {
+        let sim = Sim::from_seed(seed);
+        sim.write_file("/f", &[0; 8192]).expect("it can be planted");
+        let acked = Rc::new(RefCell::new(BTreeSet::new()));
+        for round in 0..4 {
+            let factory = sim.new_process();
+            shard_writes(&sim, &factory, &acked);
+            let kind = if seed % 2 == 0 {
+                CrashKind::Kill
+            } else {
+                CrashKind::PowerLoss
+            };
+            sim.crash_at_op(sim.op_count() + 1 + (seed + round) % 8, kind);
+            assert_eq!(
+                sim.try_block_on(std::future::pending::<()>()),
+                Err(Stop::Crashed)
+            );
+            assert!(!sim.is_alive(factory.process()));
+            assert_eq!(sim.open_descriptors(), 0);
+            let left = sim.read_file("/f").expect("it was planted");
+            for block in acked.borrow().iter() {
+                let at = crate::sim::file::to_usize(block * 1024);
+                assert_eq!(
+                    count(&left[at..at + 1024], 1),
+                    1024,
+                    "seed {seed} round {round}"
+                );
+            }
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use alluvium_core::io::{AlignedBuf, Durability, FailStop, IoBackend, IoFile, OpenOptions};
 
-use super::{create, open, pattern, process, read, write, write_durable};
+use super::{count, create, open, pattern, process, read, write, write_durable};
 use crate::sim::{Sim, SimConfig, Stop};
 
 const ENOSPC: i32 = 28;
@@ -196,7 +196,7 @@ fn lost_and_misdirected_writes_are_acknowledged() {
     });
     let left = sim.read_file("/f").expect("it was planted");
     assert!(!left.contains(&2));
-    assert_eq!(left.iter().filter(|b| **b == 3).count(), 4096);
+    assert_eq!(count(&left, 3), 4096);
     assert_eq!(left[4096], 1);
 }
 
@@ -309,7 +309,7 @@ fn a_reader_sees_a_write_arrive_sector_by_sector() {
             let file = open(&backend, "/f").await;
             inner.sleep(Duration::from_millis(10)).await;
             let seen = read(&file, 0, 4096).await;
-            let new = seen.iter().filter(|b| **b == 2).count();
+            let new = count(&seen, 2);
             partly += u32::from(new > 0 && new < 4096);
             inner.sleep(Duration::from_secs(1)).await;
             assert_eq!(read(&file, 0, 4096).await, [2; 4096]);

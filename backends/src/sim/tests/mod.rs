@@ -70,3 +70,8 @@ fn sectors(content: &[u8]) -> Vec<u8> {
         })
         .collect()
 }
+
+/// How often a byte occurs.
+fn count(content: &[u8], byte: u8) -> usize {
+    content.iter().map(|b| usize::from(*b == byte)).sum()
+}

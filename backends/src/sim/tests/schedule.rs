@@ -7,7 +7,7 @@ use std::time::Duration;
 use alluvium_core::io::{BackendFactory, IoBackend, IoFile, ShardSpec};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{create, process, write, write_durable};
+use super::{create, process};
 use crate::sim::{CrashKind, Sim, SimConfig, SimFactory, Stop};
 
 fn spec(name: &str) -> ShardSpec {
@@ -203,8 +203,8 @@ fn the_machine_lets_go_of_its_tasks() {
     let sim = Sim::from_seed(9);
     let (inner, held) = (sim.clone(), Rc::clone(&token));
     sim.spawn(async move {
-        let _held = held;
         inner.sleep(Duration::from_secs(1)).await;
+        drop(held);
     });
     drop(sim);
     assert_eq!(Rc::strong_count(&token), 1);
@@ -284,36 +284,4 @@ fn the_seed_fixes_the_run() {
     hashes.sort_unstable();
     hashes.dedup();
     assert_eq!(hashes.len(), 20);
-}
-
-#[test]
-#[ignore = "a measurement: run with --release --nocapture"]
-fn what_an_operation_costs() {
-    const OPS: u64 = 200_000;
-    for durable in [true, false] {
-        let sim = Sim::from_seed(1);
-        let backend = process(&sim);
-        let begin = std::time::Instant::now();
-        sim.block_on(async move {
-            let file = create(&backend, "/f").await;
-            file.allocate(1 << 20).await.expect("there is room");
-            for i in 0..OPS {
-                let at = i % 256 * 4096;
-                if durable {
-                    write_durable(&file, at, 1, 4096).await;
-                } else {
-                    write(&file, at, 1, 4096).await;
-                    if i % 64 == 63 {
-                        file.sync_data().await.expect("it syncs");
-                    }
-                }
-            }
-        });
-        let per_op = begin.elapsed() / u32::try_from(OPS).expect("it is small");
-        assert!(
-            per_op < Duration::from_micros(50),
-            "durable {durable}: {per_op:?} an operation"
-        );
-        std::fs::write(format!("/tmp/sim-cost-{durable}"), format!("{per_op:?}\n")).ok();
-    }
 }
