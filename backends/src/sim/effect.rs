@@ -103,9 +103,15 @@ impl World {
         if fate == Fate::Interrupted {
             return Err(Errno::INTR);
         }
+        let failure = if let Fate::Fails(errno) = fate {
+            Err(errno)
+        } else {
+            Ok(())
+        };
         let writable = self.disk.fds.get(fd).is_some_and(|fd| fd.writable);
         match kind {
             OpKind::Read { buf, offset, len } => {
+                failure?;
                 let limit = if let Fate::Short(n) = fate { n } else { *len };
                 let Some(buf) = buf else {
                     return Err(Errno::FAULT);
@@ -139,9 +145,8 @@ impl World {
                     }
                 })
             }
-            _ if let Fate::Fails(errno) = fate => Err(errno),
-            OpKind::Allocate { len } => self.allocate(inode, *len),
-            OpKind::SetLen { len } => self.set_len(inode, *len),
+            OpKind::Allocate { len } => failure.and_then(|()| self.allocate(inode, *len)),
+            OpKind::SetLen { len } => failure.and_then(|()| self.set_len(inode, *len)),
             _ => Err(Errno::INVAL),
         }
     }

@@ -35,6 +35,8 @@ pub(super) enum Fate {
 pub(super) struct Faults {
     /// By number of the counted operation.
     pub(super) fail: BTreeMap<u64, Errno>,
+    /// By number of the read.
+    pub(super) fail_reads: BTreeMap<u64, Errno>,
     pub(super) crash: Option<(u64, CrashKind)>,
     /// By number of the write.
     pub(super) lost: BTreeSet<u64>,

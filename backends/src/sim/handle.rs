@@ -205,6 +205,14 @@ impl Sim {
             .insert(n, Errno::from_raw_os_error(errno));
     }
 
+    /// Lets the `n`-th read (see [`Counters::reads`]) fail with `errno`.
+    pub fn fail_read(&self, n: u64, errno: i32) {
+        self.lock()
+            .faults
+            .fail_reads
+            .insert(n, Errno::from_raw_os_error(errno));
+    }
+
     /// While stalled, reads, writes and syncs do not complete. Time goes on.
     pub fn set_stalled(&self, stalled: bool) {
         self.lock().set_stalled(stalled);

@@ -36,8 +36,8 @@
 //!   jumps* ([`Sim::jump_wall_clock`]), *a second process* ([`Sim::new_process`]), *readers that
 //!   race with a write*: its sectors become visible one by one.
 //!
-//! **To be detected and reported:** decay ([`Sim::flip_bit`], [`Sim::corrupt`]), writes that are
-//! acknowledged and not done ([`Sim::lose_write`]) or done elsewhere in the file
+//! **To be detected and reported:** decay ([`Sim::flip_bit`], [`Sim::corrupt`]), failed reads
+//! ([`Sim::fail_read`]), writes that are acknowledged and not done ([`Sim::lose_write`]) or done elsewhere in the file
 //! ([`Sim::misdirect_write`]), foreign, shortened and swapped files ([`Sim::write_file`]).
 //!
 //! **Out of scope; for negative controls:** a device that lies about flushes

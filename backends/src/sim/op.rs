@@ -240,7 +240,12 @@ impl World {
         }
         let c = &mut self.counters;
         match kind {
-            OpKind::Read { .. } => c.reads += 1,
+            OpKind::Read { .. } => {
+                c.reads += 1;
+                if let Some(errno) = self.faults.fail_reads.remove(&c.reads) {
+                    fate = Fate::Fails(errno);
+                }
+            }
             OpKind::Write { buf, durable, .. } => {
                 *if *durable {
                     &mut c.durable_writes

@@ -109,6 +109,10 @@ fn an_operation_fails_as_scripted() {
         sim.fail_op(sim.op_count() + 1, ENOSPC);
         let renamed = backend.rename(Path::new("/f"), Path::new("/g")).await;
         assert_eq!(code(renamed), Some(ENOSPC));
+        sim.fail_read(sim.counters().reads + 1, EIO);
+        let (refused, buf) = file.read_at(AlignedBuf::with_capacity(512), 0, 512).await;
+        assert_eq!((code(refused), buf.capacity()), (Some(EIO), 4096));
+        assert_eq!(read(&file, 0, 512).await, [1; 512]);
     });
     assert_eq!(sim.list_files(), [Path::new("/f")]);
 }
