@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! Backends: the runtimes that can carry a store, behind the traits of
 //! [`alluvium_core::io`].
 //!
@@ -22,3 +23,9 @@ mod posix;
 mod shard;
 
 pub use kind::{BackendKind, ResolveError, Resolved, UnknownBackend};
+=======
+//! Backends.
+
+#[cfg(feature = "sim")]
+pub mod sim;
+>>>>>>> wip/sim

@@ -265,7 +265,8 @@ impl Walk {
                 }
                 if control.log_start < self.log_start
                     || control.log_start > control.end_offset
-                    || control.reserved_end < self.reserved_end
+                    || (control.reserved_end < self.reserved_end
+                        && control.reason != ControlReason::Seal)
                 {
                     return Err(WalkFault::Control);
                 }

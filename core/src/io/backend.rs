@@ -223,6 +223,7 @@ pub trait IoBackend: 'static {
 /// Offsets and lengths are in bytes. When the file was opened with [`OpenOptions::direct`], the
 /// engine keeps offset, length and buffer address of every transfer at multiples of
 /// [`alignment`](Self::alignment).
+#[expect(clippy::len_without_is_empty, reason = "a file is no container; nobody asks")]
 #[async_trait(?Send)]
 pub trait IoFile: fmt::Debug + 'static {
     /// Alignment that transfers need, in bytes: a power of two from 1 (buffered) to 4096.

@@ -151,37 +151,26 @@ impl<F: IoFile> FailStop<F> {
 /// Reads until `len` bytes or the end of the file, going on after short counts.
 ///
 /// Continuations of a direct read need an aligned place in file and memory, so a short count that
-/// is not the end of the file starts the read over at the last aligned byte.
+/// is not the end of the file starts the read over.
 async fn read_full<F: IoFile>(
     file: &F,
     buf: AlignedBuf,
     offset: u64,
     len: usize,
 ) -> io::Result<AlignedBuf> {
-    let mut interruptions = 0;
     let mut buf = buf;
-    let mut best = 0;
-    loop {
+    for _ in 0..INTERRUPTIONS_MAX {
         let (result, back) = file.read_at(buf, offset, len).await;
         buf = back;
         match result {
-            Ok(n) if n >= len => return Ok(buf),
-            Ok(n) => {
-                // The same count twice in a row: the file ends there.
-                let ended = n == best && interruptions > 0 || offset + n as u64 >= file.len().await?;
-                if ended {
-                    return Ok(buf);
-                }
-                best = n;
-            }
+            Ok(n) if n >= len || n == 0 => return Ok(buf),
+            Ok(n) if offset.saturating_add(n as u64) >= file.len().await? => return Ok(buf),
+            Ok(_) => {}
             Err(e) if is_interruption(&e) => {}
             Err(e) => return Err(e),
         }
-        interruptions += 1;
-        if interruptions > INTERRUPTIONS_MAX {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
     }
+    Err(io::ErrorKind::Interrupted.into())
 }
 
 fn is_interruption(error: &io::Error) -> bool {

@@ -1,0 +1,70 @@
+//! Scripted faults: what shall happen to which operation.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rustix::io::Errno;
+
+/// How a scripted crash happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CrashKind {
+    /// The process that issued the operation is killed; the disk goes on.
+    Kill,
+    /// The machine loses power.
+    PowerLoss,
+}
+
+/// What becomes of one data operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nothing special.
+    Fine,
+    /// Fails; of a write, any part may have landed.
+    Fails(Errno),
+    /// `EINTR`, nothing done.
+    Interrupted,
+    /// Only so many bytes are transferred.
+    Short(usize),
+    /// Reported as done, not done.
+    Lost,
+    /// Reported as done, done elsewhere in the file.
+    Misdirected,
+}
+
+/// The script.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    /// By number of the counted operation.
+    pub(super) fail: BTreeMap<u64, Errno>,
+    /// By number of the read.
+    pub(super) fail_reads: BTreeMap<u64, Errno>,
+    pub(super) crash: Option<(u64, CrashKind)>,
+    /// By number of the write.
+    pub(super) lost: BTreeSet<u64>,
+    pub(super) misdirected: BTreeSet<u64>,
+    pub(super) stalled: bool,
+}
+
+/// What has been done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Reads.
+    pub reads: u64,
+    /// Writes that are not durable by themselves.
+    pub writes: u64,
+    /// Durable writes.
+    pub durable_writes: u64,
+    /// Syncs of files.
+    pub syncs: u64,
+    /// Syncs of directories.
+    pub dir_syncs: u64,
+    /// Creations, renames and removals.
+    pub dir_changes: u64,
+    /// Allocations and changes of length.
+    pub length_changes: u64,
+    /// Bytes that reads have returned.
+    pub bytes_read: u64,
+    /// Bytes that writes were given.
+    pub bytes_written: u64,
+    /// Panics of tasks that were caught.
+    pub panics_caught: u64,
+}
