@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Backends: the runtimes that can carry a store, behind the traits of
 //! [`alluvium_core::io`].
 //!
@@ -6,6 +5,7 @@
 //! | --- | --- | --- | --- |
 //! | `tokio` | `tokio` (default) | `preadv2`/`pwritev2` on a small blocking pool | everywhere |
 //! | `compio` | `compio` | io_uring | where the kernel and its policy allow io_uring |
+//! | `sim` | `sim` | a simulated disk in memory | in tests |
 //!
 //! A feature makes a type available and does nothing else. [`BackendKind`] turns a name from a
 //! configuration into a choice, [`probe::probe`] says what works on this machine.
@@ -15,17 +15,14 @@ pub mod probe;
 
 #[cfg(feature = "compio")]
 pub mod compio;
+#[cfg(feature = "sim")]
+pub mod sim;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 
+mod open;
 mod posix;
 #[cfg(any(feature = "compio", feature = "tokio"))]
 mod shard;
 
 pub use kind::{BackendKind, ResolveError, Resolved, UnknownBackend};
-=======
-//! Backends.
-
-#[cfg(feature = "sim")]
-pub mod sim;
->>>>>>> wip/sim

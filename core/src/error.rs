@@ -133,6 +133,14 @@ pub enum Error {
         /// What it may be.
         allowed: String,
     },
+    /// The backend that was asked for does not work here.
+    #[error("{why}")]
+    BackendUnavailable {
+        /// Its name.
+        name: String,
+        /// Why not, and what to do.
+        why: String,
+    },
     /// There is no store at this path.
     #[error("{}: {why}", path.display())]
     NotAStore {
@@ -315,6 +323,7 @@ impl Error {
             Self::PartitionFailed { .. } => ErrorClass::PartitionFailed,
             Self::Corrupt(_) => ErrorClass::Corrupt,
             Self::InvalidConfig { .. }
+            | Self::BackendUnavailable { .. }
             | Self::NotAStore { .. }
             | Self::UnsupportedVersion { .. }
             | Self::PartitionNotFound { .. }

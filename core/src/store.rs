@@ -43,6 +43,8 @@ pub struct StoreInfo {
     pub store_id: u64,
     /// The backend and how it writes durably.
     pub capabilities: Capabilities,
+    /// Why this backend was chosen, in a sentence; empty when it was given by type.
+    pub backend_reason: String,
     /// Whether segments bypass the page cache.
     pub direct_io: bool,
     /// Number of shard threads.
@@ -64,6 +66,16 @@ pub struct OpenRequest {
     config: StoreConfig,
     create: bool,
     read_only: bool,
+    reason: String,
+}
+
+impl OpenRequest {
+    /// Notes why the backend was chosen, for [`StoreInfo::backend_reason`].
+    #[must_use]
+    pub fn because(mut self, reason: String) -> Self {
+        self.reason = reason;
+        self
+    }
 }
 
 /// Something that can open a store: every [`BackendFactory`], and types that choose one when they
@@ -160,6 +172,7 @@ impl Store {
                 config: StoreConfig::default(),
                 create: true,
                 read_only: false,
+                reason: String::new(),
             },
         }
     }
@@ -310,7 +323,7 @@ async fn open<F: BackendFactory>(
     factory: &F,
     request: OpenRequest,
 ) -> Result<(Store, RecoveryReport)> {
-    let OpenRequest { path, config, create, read_only } = request;
+    let OpenRequest { path, config, create, read_only, reason } = request;
     config.validate()?;
     let cores = place_shards(&config.shards, &factory.allowed_cores())?;
     let mut shards = Vec::with_capacity(cores.len());
@@ -358,6 +371,7 @@ async fn open<F: BackendFactory>(
     let info = StoreInfo {
         store_id: booted.store_id,
         capabilities: booted.capabilities,
+        backend_reason: reason,
         direct_io: booted.direct,
         shards: shards.len(),
         cores: cores.into_iter().flatten().collect(),

@@ -126,7 +126,7 @@ impl Partition {
     pub fn try_append(
         &self,
         batch: Batch,
-        options: impl Into<AppendOptions>,
+        options: AppendOptions,
     ) -> Result<impl Future<Output = Result<Appended>> + Send + use<>, TryAppendError> {
         let size = batch.encoded_len();
         let permit = match self.check_size(size).and_then(|()| self.inner.mailbox.try_reserve(size))
@@ -135,7 +135,7 @@ impl Partition {
             Err(error) => return Err(TryAppendError { error, batch }),
         };
         let (done, answer) = oneshot::channel();
-        let sent = self.submit(batch, options.into(), Replies { placed: None, done }, permit);
+        let sent = self.submit(batch, options, Replies { placed: None, done }, permit);
         let mailbox = self.inner.mailbox.clone();
         Ok(async move {
             sent?;

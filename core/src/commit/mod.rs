@@ -22,16 +22,16 @@ use crate::io::Durability;
 
 /// A place in a partition's stream of batches, control batches included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Mark {
+pub(crate) struct Mark {
     /// Number of batches placed so far by this opening of the partition.
-    pub count: u64,
+    pub(crate) count: u64,
     /// End offset of the records placed so far.
-    pub offset: u64,
+    pub(crate) offset: u64,
 }
 
 /// Names a group in the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct GroupId(u64);
+pub(crate) struct GroupId(u64);
 
 #[derive(Debug)]
 struct Group {
@@ -42,7 +42,7 @@ struct Group {
 
 /// The groups in flight of one partition, and how far it is written and durable.
 #[derive(Debug)]
-pub struct Pipeline {
+pub(crate) struct Pipeline {
     window: usize,
     /// Groups beyond the written mark, oldest first. The front is unfinished, or the deque empty.
     groups: VecDeque<Group>,
@@ -59,7 +59,7 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// A pipeline with everything up to `start` durable and nothing in flight.
-    pub fn new(window: u16, start: Mark) -> Self {
+    pub(crate) fn new(window: u16, start: Mark) -> Self {
         Self {
             window: usize::from(window),
             groups: VecDeque::new(),
@@ -74,37 +74,37 @@ impl Pipeline {
     }
 
     /// Whether another group may be submitted now (rule 1).
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         !self.failed && self.groups.len() < self.window
     }
 
     /// Writes submitted and not completed.
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.in_flight
     }
 
     /// Whether no write and no sync is in flight.
-    pub fn is_drained(&self) -> bool {
+    pub(crate) fn is_drained(&self) -> bool {
         self.in_flight == 0 && self.syncing.is_none()
     }
 
     /// The written mark.
-    pub fn written(&self) -> Mark {
+    pub(crate) fn written(&self) -> Mark {
         self.written
     }
 
     /// The durable mark.
-    pub fn durable(&self) -> Mark {
+    pub(crate) fn durable(&self) -> Mark {
         self.durable
     }
 
     /// Whether a write or sync has failed.
-    pub fn has_failed(&self) -> bool {
+    pub(crate) fn has_failed(&self) -> bool {
         self.failed
     }
 
     /// Registers a group that ends at `end` and is handed to the disk now.
-    pub fn submit(&mut self, end: Mark, durability: Durability) -> GroupId {
+    pub(crate) fn submit(&mut self, end: Mark, durability: Durability) -> GroupId {
         debug_assert!(self.has_room(), "the window is full");
         let id = GroupId(self.front_id + self.groups.len() as u64);
         self.groups.push_back(Group { end, durability, done: false });
@@ -113,7 +113,7 @@ impl Pipeline {
     }
 
     /// A group's write has completed.
-    pub fn complete(&mut self, id: GroupId) {
+    pub(crate) fn complete(&mut self, id: GroupId) {
         self.in_flight -= 1;
         if self.failed {
             return;
@@ -136,7 +136,7 @@ impl Pipeline {
     }
 
     /// Whether a sync must start now so that `wanted` (a count of batches) becomes durable.
-    pub fn needs_sync(&self, wanted: u64) -> bool {
+    pub(crate) fn needs_sync(&self, wanted: u64) -> bool {
         !self.failed
             && self.syncing.is_none()
             && wanted > self.durable.count
@@ -144,13 +144,13 @@ impl Pipeline {
     }
 
     /// A sync is handed to the disk now (rule 3).
-    pub fn sync_started(&mut self) {
+    pub(crate) fn sync_started(&mut self) {
         debug_assert!(self.syncing.is_none(), "one sync at a time");
         self.syncing = Some(self.written);
     }
 
     /// The sync has completed.
-    pub fn sync_completed(&mut self) {
+    pub(crate) fn sync_completed(&mut self) {
         let Some(covered) = self.syncing.take() else { return };
         if self.failed {
             return;
@@ -163,7 +163,7 @@ impl Pipeline {
     }
 
     /// A write (`Some`) or the sync (`None`) has failed (rule 4).
-    pub fn fail(&mut self, id: Option<GroupId>) {
+    pub(crate) fn fail(&mut self, id: Option<GroupId>) {
         self.failed = true;
         match id {
             Some(_) => self.in_flight -= 1,

@@ -108,7 +108,7 @@ impl<B: IoBackend> Partition<B> {
                 answer(reply, Ok(Appended { level: Ack::Accepted, ..appended }));
             }
             let at = state.placed.count;
-            let mut wait = |durable: bool, kind| {
+            let wait = |durable: bool, kind| {
                 let waiter = Waiter { count: at, kind, permit };
                 let queue =
                     if durable { &mut state.waiting_durable } else { &mut state.waiting_written };

@@ -14,7 +14,7 @@ use super::report::PartitionReport;
 use crate::config::{OnCorruption, StoreConfig};
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentKind};
-use crate::io::{BUFFER_ALIGNMENT, BufPool, Durability, FailStop, IoBackend, IoFile};
+use crate::io::{BUFFER_ALIGNMENT, BufPool, Durability, IoBackend, IoFile};
 use crate::offset::Offsets;
 use crate::segment::{
     ActiveSegment, Cursor, Scan, Segment, SpareFile, SpareRequest, SparseIndex, Stop,

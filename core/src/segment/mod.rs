@@ -21,7 +21,7 @@ use std::rc::Rc;
 pub(crate) use active::{ActiveSegment, GroupContext, PlacedBatch, PlacedGroup};
 pub(crate) use cursor::{Cursor, ReadError};
 pub(crate) use index::SparseIndex;
-pub(crate) use name::{FileName, INDEX_SUFFIX, SEGMENT_SUFFIX};
+pub(crate) use name::{FileName, INDEX_SUFFIX};
 pub(crate) use scan::{Scan, Stop, Survivor, scan_segment};
 pub(crate) use spare::{SpareFile, SpareRequest, prepare_spare};
 

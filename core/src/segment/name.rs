@@ -3,11 +3,11 @@
 use std::ffi::OsStr;
 
 /// Suffix of segment files, live or spare.
-pub(crate) const SEGMENT_SUFFIX: &str = "seg";
+const SEGMENT_SUFFIX: &str = "seg";
 /// Suffix of index files.
 pub(crate) const INDEX_SUFFIX: &str = "idx";
 /// Suffix of files that are being made; recovery removes them.
-pub(crate) const TEMPORARY_SUFFIX: &str = "tmp";
+const TEMPORARY_SUFFIX: &str = "tmp";
 
 const DIGITS: usize = 20;
 
