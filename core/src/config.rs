@@ -136,19 +136,53 @@ impl StoreConfig {
                 }
             }
         }
-        range("segment_bytes", self.segment_bytes, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX)?;
+        range(
+            "segment_bytes",
+            self.segment_bytes,
+            SEGMENT_BYTES_MIN,
+            SEGMENT_BYTES_MAX,
+        )?;
         if !self.segment_bytes.is_multiple_of(4096) {
-            return Err(invalid("segment_bytes", &self.segment_bytes, "a multiple of 4096".into()));
+            return Err(invalid(
+                "segment_bytes",
+                &self.segment_bytes,
+                "a multiple of 4096".into(),
+            ));
         }
-        range("mailbox_requests_max", self.mailbox_requests_max, 1, 1 << 24)?;
+        range(
+            "mailbox_requests_max",
+            self.mailbox_requests_max,
+            1,
+            1 << 24,
+        )?;
         range("writes_in_flight_max", self.writes_in_flight_max, 1, 64)?;
         range("group_bytes_max", self.group_bytes_max, 4096, 256 << 20)?;
-        range("group_bytes_min", self.group_bytes_min, 0, self.group_bytes_max)?;
+        range(
+            "group_bytes_min",
+            self.group_bytes_min,
+            0,
+            self.group_bytes_max,
+        )?;
         let batch_bytes_max = self.batch_bytes_max(512);
-        range("mailbox_bytes_max", self.mailbox_bytes_max, batch_bytes_max, 1 << 31)?;
-        range("tail_cache_bytes_max", self.tail_cache_bytes_max, 0, 1 << 40)?;
+        range(
+            "mailbox_bytes_max",
+            self.mailbox_bytes_max,
+            batch_bytes_max,
+            1 << 31,
+        )?;
+        range(
+            "tail_cache_bytes_max",
+            self.tail_cache_bytes_max,
+            0,
+            1 << 40,
+        )?;
         range("spare_segments_max", self.spare_segments_max, 0, 64)?;
-        range("index_interval_bytes", self.index_interval_bytes, 512, 1 << 30)?;
+        range(
+            "index_interval_bytes",
+            self.index_interval_bytes,
+            512,
+            1 << 30,
+        )?;
         range("read_chunk_bytes", self.read_chunk_bytes, 4096, 64 << 20)?;
         let millisecond = Duration::from_millis(1);
         let year = Duration::from_secs(366 * 86_400);
@@ -159,7 +193,11 @@ impl StoreConfig {
         ];
         for (setting, value, min) in durations {
             if value < min || value > year {
-                return Err(invalid(setting, &format!("{value:?}"), format!("{min:?} to {year:?}")));
+                return Err(invalid(
+                    setting,
+                    &format!("{value:?}"),
+                    format!("{min:?} to {year:?}"),
+                ));
             }
         }
         Ok(())
@@ -189,7 +227,11 @@ impl StoreConfig {
 }
 
 fn invalid(setting: &'static str, value: &dyn std::fmt::Display, allowed: String) -> Error {
-    Error::InvalidConfig { setting, value: value.to_string(), allowed }
+    Error::InvalidConfig {
+        setting,
+        value: value.to_string(),
+        allowed,
+    }
 }
 
 #[cfg(test)]
@@ -212,7 +254,10 @@ mod tests {
         for change in absurd {
             let mut config = StoreConfig::default();
             change(&mut config);
-            assert!(matches!(config.validate(), Err(Error::InvalidConfig { .. })), "{config:?}");
+            assert!(
+                matches!(config.validate(), Err(Error::InvalidConfig { .. })),
+                "{config:?}"
+            );
         }
     }
 }

@@ -47,7 +47,11 @@ pub struct IoError {
 
 impl From<io::Error> for IoError {
     fn from(e: io::Error) -> Self {
-        Self { kind: e.kind(), code: e.raw_os_error(), message: e.to_string() }
+        Self {
+            kind: e.kind(),
+            code: e.raw_os_error(),
+            message: e.to_string(),
+        }
     }
 }
 
@@ -269,7 +273,9 @@ pub enum Error {
         actual: u64,
     },
     /// A truncation would split an opaque batch, which is one unit.
-    #[error("offset {requested} lies inside the opaque batch [{base}, {end}); truncate at its start")]
+    #[error(
+        "offset {requested} lies inside the opaque batch [{base}, {end}); truncate at its start"
+    )]
     InsideOpaqueBatch {
         /// The offset asked for.
         requested: u64,
@@ -349,13 +355,15 @@ impl Error {
             | Self::PartitionBusy { .. }
             | Self::AlreadyOpen { .. }
             | Self::Fenced { .. } => true,
-            Self::Io { source, .. } => matches!(
-                source.kind,
-                io::ErrorKind::Interrupted
-                    | io::ErrorKind::WouldBlock
-                    | io::ErrorKind::OutOfMemory
-                    | io::ErrorKind::StorageFull
-            ) || matches!(source.code, Some(23 | 24)), // ENFILE, EMFILE
+            Self::Io { source, .. } => {
+                matches!(
+                    source.kind,
+                    io::ErrorKind::Interrupted
+                        | io::ErrorKind::WouldBlock
+                        | io::ErrorKind::OutOfMemory
+                        | io::ErrorKind::StorageFull
+                ) || matches!(source.code, Some(23 | 24))
+            } // ENFILE, EMFILE
             _ => false,
         }
     }
@@ -366,7 +374,11 @@ impl Error {
     }
 
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { action, path: path.to_path_buf(), source: source.into() }
+        Self::Io {
+            action,
+            path: path.to_path_buf(),
+            source: source.into(),
+        }
     }
 
     pub(crate) fn corrupt(corruption: Corruption) -> Self {
@@ -375,7 +387,9 @@ impl Error {
 
     /// Whether the cause is a full disk or an exhausted quota.
     pub(crate) fn is_no_space(error: &io::Error) -> bool {
-        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            || matches!(error.raw_os_error(), Some(28 | 122)) // ENOSPC, EDQUOT
+        matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        ) || matches!(error.raw_os_error(), Some(28 | 122)) // ENOSPC, EDQUOT
     }
 }

@@ -12,7 +12,8 @@ pub(crate) struct ShardCounters {
 
 impl ShardCounters {
     pub(crate) fn acknowledged(&self, records: u32) {
-        self.records_acknowledged.set(self.records_acknowledged.get() + u64::from(records));
+        self.records_acknowledged
+            .set(self.records_acknowledged.get() + u64::from(records));
     }
 
     pub(crate) fn read_from_disk(&self) {
@@ -20,7 +21,8 @@ impl ShardCounters {
     }
 
     pub(crate) fn housekeeping_failed(&self) {
-        self.housekeeping_failures.set(self.housekeeping_failures.get() + 1);
+        self.housekeeping_failures
+            .set(self.housekeeping_failures.get() + 1);
     }
 
     pub(crate) fn snapshot(&self) -> ShardStats {

@@ -38,16 +38,32 @@ impl Mailbox {
             requests: Arc::clone(&requests),
             bytes: Arc::clone(&bytes),
         };
-        (mailbox, MailboxReceiver { receiver, requests, bytes })
+        (
+            mailbox,
+            MailboxReceiver {
+                receiver,
+                requests,
+                bytes,
+            },
+        )
     }
 
     /// Waits for room for a request that carries `bytes` bytes. Fair: first come, first served.
     pub(crate) async fn reserve(&self, bytes: usize) -> Result<Permit> {
         let gone = |_| self.gone();
-        let request = Arc::clone(&self.requests).acquire_owned().await.map_err(gone)?;
+        let request = Arc::clone(&self.requests)
+            .acquire_owned()
+            .await
+            .map_err(gone)?;
         let n = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let bytes = Arc::clone(&self.bytes).acquire_many_owned(n).await.map_err(gone)?;
-        Ok(Permit { request: Some(request), bytes: Some(bytes) })
+        let bytes = Arc::clone(&self.bytes)
+            .acquire_many_owned(n)
+            .await
+            .map_err(gone)?;
+        Ok(Permit {
+            request: Some(request),
+            bytes: Some(bytes),
+        })
     }
 
     /// Room for a request, now or not at all.
@@ -58,10 +74,17 @@ impl Mailbox {
                 TryAcquireError::Closed => Error::Closed,
             }
         };
-        let request = Arc::clone(&self.requests).try_acquire_owned().map_err(refused("requests"))?;
+        let request = Arc::clone(&self.requests)
+            .try_acquire_owned()
+            .map_err(refused("requests"))?;
         let n = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(n).map_err(refused("bytes"))?;
-        Ok(Permit { request: Some(request), bytes: Some(bytes) })
+        let bytes = Arc::clone(&self.bytes)
+            .try_acquire_many_owned(n)
+            .map_err(refused("bytes"))?;
+        Ok(Permit {
+            request: Some(request),
+            bytes: Some(bytes),
+        })
     }
 
     /// Puts a command into the mailbox; never waits.

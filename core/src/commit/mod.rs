@@ -107,7 +107,11 @@ impl Pipeline {
     pub(crate) fn submit(&mut self, end: Mark, durability: Durability) -> GroupId {
         debug_assert!(self.has_room(), "the window is full");
         let id = GroupId(self.front_id + self.groups.len() as u64);
-        self.groups.push_back(Group { end, durability, done: false });
+        self.groups.push_back(Group {
+            end,
+            durability,
+            done: false,
+        });
         self.in_flight += 1;
         id
     }
@@ -123,7 +127,9 @@ impl Pipeline {
             group.done = true;
         }
         while self.groups.front().is_some_and(|g| g.done) {
-            let Some(group) = self.groups.pop_front() else { break };
+            let Some(group) = self.groups.pop_front() else {
+                break;
+            };
             self.front_id += 1;
             let all_before_durable = self.durable == self.written;
             self.written = group.end;
@@ -151,12 +157,18 @@ impl Pipeline {
 
     /// The sync has completed.
     pub(crate) fn sync_completed(&mut self) {
-        let Some(covered) = self.syncing.take() else { return };
+        let Some(covered) = self.syncing.take() else {
+            return;
+        };
         if self.failed {
             return;
         }
         // Durable writes after the last plain one that the sync covers need no sync of their own.
-        let reached = if covered.count >= self.plain.count { self.written } else { covered };
+        let reached = if covered.count >= self.plain.count {
+            self.written
+        } else {
+            covered
+        };
         if reached.count > self.durable.count {
             self.durable = reached;
         }
@@ -178,7 +190,10 @@ mod tests {
     use Durability::{Durable, Written};
 
     fn mark(n: u64) -> Mark {
-        Mark { count: n, offset: n * 10 }
+        Mark {
+            count: n,
+            offset: n * 10,
+        }
     }
 
     #[test]
@@ -207,7 +222,10 @@ mod tests {
         let second = p.submit(mark(2), Durable);
         p.complete(second);
         assert_eq!(p.in_flight(), 1);
-        assert!(!p.has_room(), "a finished successor of a straggler still counts");
+        assert!(
+            !p.has_room(),
+            "a finished successor of a straggler still counts"
+        );
     }
 
     #[test]

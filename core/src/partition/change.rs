@@ -76,8 +76,9 @@ impl<B: IoBackend> Partition<B> {
         let Err(error) = result else { return };
         let mut state = self.state.borrow_mut();
         let queue = std::mem::take(&mut state.queue);
-        let (appends, rest): (Vec<_>, Vec<_>) =
-            queue.into_iter().partition(|r| matches!(r, Request::Append(_)));
+        let (appends, rest): (Vec<_>, Vec<_>) = queue
+            .into_iter()
+            .partition(|r| matches!(r, Request::Append(_)));
         state.queue = rest.into();
         state.queued_bytes = 0;
         drop(state);
@@ -127,9 +128,16 @@ impl<B: IoBackend> Partition<B> {
         let end = state.offsets.log_end();
         let previous = state.segments().next_back().cloned();
         Continuation {
-            link: state.active.as_ref().map_or(state.link, ActiveSegment::link),
+            link: state
+                .active
+                .as_ref()
+                .map_or(state.link, ActiveSegment::link),
             // Without an active segment, a cut or a crash came before: skip what may be shown.
-            base: if state.active.is_some() { end } else { end.max(state.reserved_placed) },
+            base: if state.active.is_some() {
+                end
+            } else {
+                end.max(state.reserved_placed)
+            },
             end: previous.as_ref().map_or(end, |s| s.end_offset.get()),
             previous,
             log_start: state.offsets.log_start(),
@@ -164,7 +172,10 @@ impl<B: IoBackend> Partition<B> {
             Err(e) => {
                 let cause = crate::error::IoError::from(e);
                 self.fail_with(cause.clone());
-                return Err(Error::OutcomeUnknown { id: self.id(), cause });
+                return Err(Error::OutcomeUnknown {
+                    id: self.id(),
+                    cause,
+                });
             }
         };
         let mut borrowed = self.state.borrow_mut();
@@ -199,7 +210,11 @@ impl<B: IoBackend> Partition<B> {
             if !state.is_open() || (state.tail_sealed && !segment_end) {
                 return Ok(());
             }
-            let reserved_end = if segment_end { state.reserved_placed.max(end) } else { end };
+            let reserved_end = if segment_end {
+                state.reserved_placed.max(end)
+            } else {
+                end
+            };
             let batch = Batch::control(&Control {
                 reason: ControlReason::Seal,
                 segment_end,
@@ -207,8 +222,10 @@ impl<B: IoBackend> Partition<B> {
                 log_start: state.offsets.log_start(),
                 reserved_end,
             });
-            let room =
-                state.active.as_ref().is_some_and(|a| a.has_control_room(batch.encoded_len()));
+            let room = state
+                .active
+                .as_ref()
+                .is_some_and(|a| a.has_control_room(batch.encoded_len()));
             if !room {
                 return Ok(());
             }
@@ -229,7 +246,10 @@ impl<B: IoBackend> Partition<B> {
                 let cause = crate::error::IoError::from(e);
                 self.state.borrow_mut().pipeline.fail(id);
                 self.fail_with(cause.clone());
-                Err(Error::PartitionFailed { id: self.id(), cause })
+                Err(Error::PartitionFailed {
+                    id: self.id(),
+                    cause,
+                })
             }
         }
     }
@@ -242,7 +262,11 @@ impl<B: IoBackend> Partition<B> {
         }
         if to < offsets.log_start() || to > offsets.log_end() {
             let (start, end) = (offsets.log_start(), offsets.log_end());
-            return Err(Error::OutOfRange { requested: to, start, end });
+            return Err(Error::OutOfRange {
+                requested: to,
+                start,
+                end,
+            });
         }
         let (target, link) = {
             let state = self.state.borrow();
@@ -250,9 +274,15 @@ impl<B: IoBackend> Partition<B> {
             let n = segments.partition_point(|s| s.base_offset() < to);
             let link = match segments.get(n) {
                 Some(after) => after.header.prev_header_crc,
-                None => state.active.as_ref().map_or(state.link, ActiveSegment::link),
+                None => state
+                    .active
+                    .as_ref()
+                    .map_or(state.link, ActiveSegment::link),
             };
-            (n.checked_sub(1).and_then(|i| segments.get(i).cloned()), link)
+            (
+                n.checked_sub(1).and_then(|i| segments.get(i).cloned()),
+                link,
+            )
         };
         if let Some(target) = &target {
             self.refuse_inside_opaque(target, to).await?;
@@ -284,7 +314,11 @@ impl<B: IoBackend> Partition<B> {
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
         let keep = match &target {
-            Some(target) => state.sealed.iter().position(|s| Rc::ptr_eq(s, target)).map(|i| i + 1),
+            Some(target) => state
+                .sealed
+                .iter()
+                .position(|s| Rc::ptr_eq(s, target))
+                .map(|i| i + 1),
             None => Some(0),
         };
         let dead = state.sealed.split_off(keep.unwrap_or(state.sealed.len()));
@@ -305,7 +339,9 @@ impl<B: IoBackend> Partition<B> {
     async fn refuse_inside_opaque(&self, target: &Segment<B::File>, to: u64) -> Result<()> {
         let interval = self.context.config.index_interval_bytes;
         let pool = &self.context.pool;
-        target.load_index(self.shard.backend.as_ref(), pool, interval).await?;
+        target
+            .load_index(self.shard.backend.as_ref(), pool, interval)
+            .await?;
         let batches = target.read(pool, to, u64::MAX, 1, 64 << 10).await?;
         match batches.first() {
             Some(batch) if batch.is_opaque() && batch.base_offset() < to => {
@@ -374,14 +410,19 @@ impl<B: IoBackend> Partition<B> {
         for request in queue {
             request.refuse(Error::Closed);
         }
-        self.shard.partitions.set(self.shard.partitions.get().saturating_sub(1));
+        self.shard
+            .partitions
+            .set(self.shard.partitions.get().saturating_sub(1));
     }
 }
 
 impl<F: IoFile> State<F> {
     /// Everything placed is durable, by other means than the pipeline's own groups.
     fn restart_pipeline(&mut self, window: u16) {
-        self.placed = Mark { count: self.placed.count, offset: self.offsets.log_end() };
+        self.placed = Mark {
+            count: self.placed.count,
+            offset: self.offsets.log_end(),
+        };
         self.pipeline = Pipeline::new(window, self.placed);
     }
 
@@ -404,7 +445,9 @@ pub(crate) async fn create_partition<B: IoBackend>(
 ) -> Result<RecoveredLog<B::File>> {
     let failed = |e: std::io::Error| {
         if Error::is_no_space(&e) {
-            Error::NoSpace { path: context.dir.clone() }
+            Error::NoSpace {
+                path: context.dir.clone(),
+            }
         } else {
             Error::io("create", &context.dir, e)
         }
@@ -428,10 +471,15 @@ pub(crate) async fn create_partition<B: IoBackend>(
     }
     .build(backend, context, spare.file.alignment());
     let headroom = context.config.control_headroom_bytes(header.alignment);
-    let segment =
-        spare.activate(header, context.config.index_interval_bytes).await.map_err(failed)?;
+    let segment = spare
+        .activate(header, context.config.index_interval_bytes)
+        .await
+        .map_err(failed)?;
     backend.sync_dir(temporary).await.map_err(failed)?;
-    backend.rename(temporary, &context.dir).await.map_err(failed)?;
+    backend
+        .rename(temporary, &context.dir)
+        .await
+        .map_err(failed)?;
     backend.sync_dir(store).await.map_err(failed)?;
     let start = SEGMENT_HEADER_LEN as u64;
     Ok(RecoveredLog {

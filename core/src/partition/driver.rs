@@ -43,7 +43,9 @@ pub(super) async fn drive<B: IoBackend>(partition: Rc<Partition<B>>) {
         match step {
             Step::Write(write) => in_flight.push(Box::pin(carry_out(write))),
             Step::Sync(segment) => {
-                in_flight.push(Box::pin(async move { (None, segment.file.sync_data().await) }));
+                in_flight.push(Box::pin(
+                    async move { (None, segment.file.sync_data().await) },
+                ));
             }
             Step::Change(change) => partition.change(change).await,
             Step::Roll => partition.roll().await,
@@ -57,7 +59,11 @@ pub(super) async fn drive<B: IoBackend>(partition: Rc<Partition<B>>) {
                         partition.completed(id, result);
                         ready = true;
                     }
-                    if ready { Poll::Ready(()) } else { Poll::Pending }
+                    if ready {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending
+                    }
                 })
                 .await;
             }
@@ -68,8 +74,16 @@ pub(super) async fn drive<B: IoBackend>(partition: Rc<Partition<B>>) {
 }
 
 pub(super) async fn carry_out<F: crate::io::IoFile>(write: Write<F>) -> Completion {
-    let Write { id, segment, group, durability } = write;
-    let result = segment.file.write_all_at(group.bytes, group.position, durability).await;
+    let Write {
+        id,
+        segment,
+        group,
+        durability,
+    } = write;
+    let result = segment
+        .file
+        .write_all_at(group.bytes, group.position, durability)
+        .await;
     (Some(id), result)
 }
 
@@ -152,7 +166,9 @@ impl<B: IoBackend> Partition<B> {
                     }
                 }
                 Some(Request::Change(_)) => {
-                    let Some(Request::Change(change)) = state.queue.pop_front() else { continue };
+                    let Some(Request::Change(change)) = state.queue.pop_front() else {
+                        continue;
+                    };
                     match self.start_change(state, change, idle) {
                         Started::Done => {}
                         Started::Step(step) => return step,
@@ -172,8 +188,10 @@ impl<B: IoBackend> Partition<B> {
     fn seal(&self, state: &mut State<B::File>) -> Option<Write<B::File>> {
         let end = state.offsets.log_end();
         let batch = state.control(ControlReason::Seal, end);
-        let has_room =
-            state.active.as_ref().is_some_and(|a| a.has_control_room(batch.encoded_len()));
+        let has_room = state
+            .active
+            .as_ref()
+            .is_some_and(|a| a.has_control_room(batch.encoded_len()));
         if state.tail_sealed || !has_room {
             return None;
         }
@@ -228,7 +246,11 @@ impl<B: IoBackend> Partition<B> {
         if to > offsets.log_end() || to <= offsets.log_start() {
             let result = if to > offsets.log_end() {
                 let (start, end) = (offsets.log_start(), offsets.log_end());
-                Err(Error::OutOfRange { requested: to, start, end })
+                Err(Error::OutOfRange {
+                    requested: to,
+                    start,
+                    end,
+                })
             } else {
                 Ok(())
             };
@@ -247,8 +269,10 @@ impl<B: IoBackend> Partition<B> {
         }
         let reserved = state.reserved_placed;
         let batch = state.control_for_trim(to, reserved);
-        let has_room =
-            state.active.as_ref().is_some_and(|a| a.has_control_room(batch.encoded_len()));
+        let has_room = state
+            .active
+            .as_ref()
+            .is_some_and(|a| a.has_control_room(batch.encoded_len()));
         if has_room {
             if !state.pipeline.has_room() {
                 return Started::Blocked(again(reply));
@@ -292,12 +316,24 @@ impl<B: IoBackend> Partition<B> {
         let written = state.pipeline.written().count;
         // The published offsets never lag behind an acknowledgement.
         self.publish(state.offsets);
-        while state.waiting_durable.front().is_some_and(|w| w.count <= durable) {
-            let Some(waiter) = state.waiting_durable.pop_front() else { break };
+        while state
+            .waiting_durable
+            .front()
+            .is_some_and(|w| w.count <= durable)
+        {
+            let Some(waiter) = state.waiting_durable.pop_front() else {
+                break;
+            };
             self.settle_waiter(state, waiter);
         }
-        while state.waiting_written.front().is_some_and(|w| w.count <= written) {
-            let Some(waiter) = state.waiting_written.pop_front() else { break };
+        while state
+            .waiting_written
+            .front()
+            .is_some_and(|w| w.count <= written)
+        {
+            let Some(waiter) = state.waiting_written.pop_front() else {
+                break;
+            };
             self.settle_waiter(state, waiter);
         }
     }
@@ -331,9 +367,15 @@ impl<B: IoBackend> Partition<B> {
             return;
         }
         state.mode = Mode::Failed(cause.clone());
-        let unknown = Error::OutcomeUnknown { id: self.id(), cause: cause.clone() };
-        let waiters: Vec<Waiter> =
-            state.waiting_written.drain(..).chain(state.waiting_durable.drain(..)).collect();
+        let unknown = Error::OutcomeUnknown {
+            id: self.id(),
+            cause: cause.clone(),
+        };
+        let waiters: Vec<Waiter> = state
+            .waiting_written
+            .drain(..)
+            .chain(state.waiting_durable.drain(..))
+            .collect();
         let queue = std::mem::take(&mut state.queue);
         state.queued_bytes = 0;
         drop(borrowed);
@@ -344,7 +386,10 @@ impl<B: IoBackend> Partition<B> {
         for request in queue {
             match request {
                 Request::Change(change) if change.works_on_failed() => {
-                    self.state.borrow_mut().queue.push_back(Request::Change(change));
+                    self.state
+                        .borrow_mut()
+                        .queue
+                        .push_back(Request::Change(change));
                 }
                 request => request.refuse(failed.clone()),
             }
@@ -384,7 +429,11 @@ impl<F: crate::io::IoFile> State<F> {
     }
 
     fn wait_durable(&mut self, kind: WaiterKind) {
-        let waiter = Waiter { count: self.placed.count, kind, permit: super::Permit::default() };
+        let waiter = Waiter {
+            count: self.placed.count,
+            kind,
+            permit: super::Permit::default(),
+        };
         self.waiting_durable.push_back(waiter);
     }
 }

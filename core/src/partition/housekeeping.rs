@@ -107,7 +107,11 @@ impl<B: IoBackend> Partition<B> {
                 if backend.remove_file(&path).await.is_err() {
                     this.shard.stats.housekeeping_failed();
                 }
-                if backend.remove_file(&path.with_extension(INDEX_SUFFIX)).await.is_err() {
+                if backend
+                    .remove_file(&path.with_extension(INDEX_SUFFIX))
+                    .await
+                    .is_err()
+                {
                     // There was none.
                 }
             }
@@ -145,7 +149,9 @@ impl<B: IoBackend> Partition<B> {
         {
             let backend = self.shard.backend.as_ref();
             let interval = config.index_interval_bytes;
-            segment.load_index(backend, &self.context.pool, interval).await?;
+            segment
+                .load_index(backend, &self.context.pool, interval)
+                .await?;
         }
         let due = {
             let state = self.state.borrow();
@@ -166,8 +172,9 @@ impl<B: IoBackend> Partition<B> {
             used_bytes: s.end_position.get(),
             max_timestamp: s.with_index(|index| index.max_timestamp()),
         });
-        let age_max_ms =
-            config.retention_age.map(|a| i64::try_from(a.as_millis()).unwrap_or(i64::MAX));
+        let age_max_ms = config
+            .retention_age
+            .map(|a| i64::try_from(a.as_millis()).unwrap_or(i64::MAX));
         retention(facts.collect(), config.retention_bytes, age_max_ms, now)
             .filter(|target| *target > state.offsets.log_start())
     }
@@ -205,10 +212,12 @@ fn retention(
     let mut target = None;
     for segment in sealed {
         let too_much = bytes_max.is_some_and(|max| total > max);
-        let too_old = age_max_ms.zip(segment.max_timestamp).is_some_and(|(age, newest)| {
-            // A segment without a batch has no newest record: it is as old as can be.
-            newest < now_ms.saturating_sub(age)
-        });
+        let too_old = age_max_ms
+            .zip(segment.max_timestamp)
+            .is_some_and(|(age, newest)| {
+                // A segment without a batch has no newest record: it is as old as can be.
+                newest < now_ms.saturating_sub(age)
+            });
         if !too_much && !too_old {
             break;
         }
@@ -265,6 +274,10 @@ mod tests {
         assert_eq!(retention(sealed(), None, Some(500), 1500), None);
         assert_eq!(retention(sealed(), None, Some(500), 1501), Some(10));
         assert_eq!(retention(sealed(), None, Some(500), 9999), Some(30));
-        assert_eq!(retention(facts(&[10], 1, None), None, Some(1), 9999), None, "not known yet");
+        assert_eq!(
+            retention(facts(&[10], 1, None), None, Some(1), 9999),
+            None,
+            "not known yet"
+        );
     }
 }

@@ -26,9 +26,9 @@ use tokio::sync::{oneshot, watch};
 
 pub(crate) use change::create_partition;
 pub(crate) use notify::LocalNotify;
-pub(crate) use request::{AppendRequest, Change, Permit, Replies, Reply, Request};
 pub use read::{Fetched, ReadLimits, Visibility};
 pub use request::{Ack, Appended};
+pub(crate) use request::{AppendRequest, Change, Permit, Replies, Reply, Request};
 
 use cache::TailCache;
 use request::Waiter;
@@ -134,7 +134,11 @@ impl<F: crate::io::IoFile> State<F> {
     fn from_log(log: RecoveredLog<F>, window: u16) -> Self {
         let end = log.offsets.log_end();
         Self {
-            mode: if log.read_only { Mode::ReadOnly } else { Mode::Open },
+            mode: if log.read_only {
+                Mode::ReadOnly
+            } else {
+                Mode::Open
+            },
             queue: VecDeque::new(),
             queued_bytes: 0,
             sealed: log.sealed,
@@ -142,8 +146,17 @@ impl<F: crate::io::IoFile> State<F> {
             spares: log.spares,
             retired: Vec::new(),
             offsets: log.offsets,
-            pipeline: Pipeline::new(window, Mark { count: 0, offset: end }),
-            placed: Mark { count: 0, offset: end },
+            pipeline: Pipeline::new(
+                window,
+                Mark {
+                    count: 0,
+                    offset: end,
+                },
+            ),
+            placed: Mark {
+                count: 0,
+                offset: end,
+            },
             durable_wanted: 0,
             waiting_written: VecDeque::new(),
             waiting_durable: VecDeque::new(),
@@ -168,7 +181,9 @@ impl<F: crate::io::IoFile> State<F> {
 
     /// All segments that count, oldest first.
     fn segments(&self) -> impl DoubleEndedIterator<Item = &Rc<Segment<F>>> {
-        self.sealed.iter().chain(self.active.as_ref().map(|a| &a.segment))
+        self.sealed
+            .iter()
+            .chain(self.active.as_ref().map(|a| &a.segment))
     }
 }
 
@@ -214,7 +229,9 @@ impl<B: IoBackend> Partition<B> {
             spare_ready: LocalNotify::default(),
             published,
         });
-        shard.backend.spawn(Box::pin(driver::drive(Rc::clone(&this))));
+        shard
+            .backend
+            .spawn(Box::pin(driver::drive(Rc::clone(&this))));
         this
     }
 
@@ -236,7 +253,10 @@ impl<B: IoBackend> Partition<B> {
     /// Largest encoded batch that is accepted, in bytes.
     pub(crate) fn batch_bytes_max(&self) -> usize {
         let state = self.state.borrow();
-        let alignment = state.active.as_ref().map_or(4096, |a| a.segment.header.alignment);
+        let alignment = state
+            .active
+            .as_ref()
+            .map_or(4096, |a| a.segment.header.alignment);
         self.context.config.batch_bytes_max(alignment)
     }
 
@@ -255,7 +275,10 @@ impl<B: IoBackend> Partition<B> {
                 Some(self.failed(cause))
             }
             (_, Request::Append(a)) if a.batch.encoded_len() > limit_bytes => {
-                Some(Error::TooLarge { size_bytes: a.batch.encoded_len(), limit_bytes })
+                Some(Error::TooLarge {
+                    size_bytes: a.batch.encoded_len(),
+                    limit_bytes,
+                })
             }
             _ => None,
         };
@@ -272,7 +295,10 @@ impl<B: IoBackend> Partition<B> {
     }
 
     fn failed(&self, cause: &IoError) -> Error {
-        Error::PartitionFailed { id: self.id(), cause: cause.clone() }
+        Error::PartitionFailed {
+            id: self.id(),
+            cause: cause.clone(),
+        }
     }
 
     /// A description for operators.

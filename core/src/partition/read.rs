@@ -30,7 +30,10 @@ pub struct ReadLimits {
 impl Default for ReadLimits {
     /// 1 MiB, any number of records.
     fn default() -> Self {
-        Self { bytes_max: 1 << 20, records_max: u64::MAX }
+        Self {
+            bytes_max: 1 << 20,
+            records_max: u64::MAX,
+        }
     }
 }
 
@@ -80,7 +83,11 @@ impl<B: IoBackend> Partition<B> {
         };
         let start = offsets.log_start();
         if from < start || from > end {
-            return Err(Error::OutOfRange { requested: from, start, end });
+            return Err(Error::OutOfRange {
+                requested: from,
+                start,
+                end,
+            });
         }
         let fetched = |batches, next_offset| Fetched {
             batches,
@@ -116,7 +123,9 @@ impl<B: IoBackend> Partition<B> {
             let state = self.state.borrow();
             let segments: Vec<_> = state.segments().cloned().collect();
             // The last segment that starts at or below `from`; its successors if it ends below.
-            let first = segments.partition_point(|s| s.base_offset() <= from).saturating_sub(1);
+            let first = segments
+                .partition_point(|s| s.base_offset() <= from)
+                .saturating_sub(1);
             let failure = match &state.mode {
                 Mode::Failed(cause) => Some(self.failed(cause)),
                 _ => None,
@@ -133,11 +142,15 @@ impl<B: IoBackend> Partition<B> {
             if segment.end_offset.get() <= from {
                 continue;
             }
-            segment.load_index(self.shard.backend.as_ref(), pool, interval).await?;
+            segment
+                .load_index(self.shard.backend.as_ref(), pool, interval)
+                .await?;
             let chunk = context.config.read_chunk_bytes;
             // Offsets that were skipped lie between segments.
             let from = from.max(segment.base_offset());
-            let batches = segment.read(pool, from, end, limits.bytes_max, chunk).await?;
+            let batches = segment
+                .read(pool, from, end, limits.bytes_max, chunk)
+                .await?;
             if !batches.is_empty() {
                 self.shard.stats.read_from_disk();
                 let (batches, next) = limit_records(batches, limits.records_max);
@@ -188,8 +201,12 @@ impl<B: IoBackend> Partition<B> {
         };
         let interval = self.context.config.index_interval_bytes;
         for segment in segments {
-            segment.load_index(self.shard.backend.as_ref(), &self.context.pool, interval).await?;
-            let start = segment.with_index(|index| index.first_not_before(timestamp_ms)).flatten();
+            segment
+                .load_index(self.shard.backend.as_ref(), &self.context.pool, interval)
+                .await?;
+            let start = segment
+                .with_index(|index| index.first_not_before(timestamp_ms))
+                .flatten();
             let Some(start) = start else { continue };
             let mut at = start.max(offsets.log_start());
             let end = offsets.durable().min(segment.end_offset.get());

@@ -67,19 +67,27 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         fence_timeout: context.config.fence_timeout,
     };
     let (partition, incarnation) = (context.partition, context.incarnation);
-    let inventory =
-        take_inventory(backend, &context.dir, partition, incarnation, access).await?;
-    let mut damage = Damage { policy: context.config.on_corruption, first: None };
+    let inventory = take_inventory(backend, &context.dir, partition, incarnation, access).await?;
+    let mut damage = Damage {
+        policy: context.config.on_corruption,
+        first: None,
+    };
     for found in &inventory.found {
         if let Err(kind) = &found.header {
             damage.note(corruption_of(found, partition, kind.clone()))?;
         }
     }
-    let headers: Vec<Option<SegmentHeader>> =
-        inventory.found.iter().map(|f| f.header.as_ref().ok().cloned()).collect();
+    let headers: Vec<Option<SegmentHeader>> = inventory
+        .found
+        .iter()
+        .map(|f| f.header.as_ref().ok().cloned())
+        .collect();
     let mut files: Vec<Option<Found<B::File>>> = inventory.found.into_iter().map(Some).collect();
     let tail = match newest(&headers) {
-        Some(index) => files[index].take().zip(headers[index].clone()).zip(Some(index)),
+        Some(index) => files[index]
+            .take()
+            .zip(headers[index].clone())
+            .zip(Some(index)),
         None => None,
     };
     let Some(((found, header), newest)) = tail else {
@@ -113,14 +121,25 @@ pub(crate) async fn recover_partition<B: IoBackend>(
             continue;
         };
         if found.len < link.end_position {
-            let kind = CorruptionKind::Shortened { len: found.len, needed: link.end_position };
+            let kind = CorruptionKind::Shortened {
+                len: found.len,
+                needed: link.end_position,
+            };
             damage.note(corruption_of(&found, partition, kind))?;
         }
         let (end, position) = (link.end_offset, link.end_position);
-        sealed.push(Rc::new(Segment::new(found.file, found.path, header, end, position, None)));
+        sealed.push(Rc::new(Segment::new(
+            found.file, found.path, header, end, position, None,
+        )));
     }
-    let oldest_readable = sealed.first().map_or(segment.header.base_offset, |s| s.base_offset());
-    let log_start = if missing.is_some() { oldest_readable } else { scan.log_start };
+    let oldest_readable = sealed
+        .first()
+        .map_or(segment.header.base_offset, |s| s.base_offset());
+    let log_start = if missing.is_some() {
+        oldest_readable
+    } else {
+        scan.log_start
+    };
     let report = PartitionReport {
         partition,
         case,
@@ -134,7 +153,12 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         foreign: inventory.foreign,
         corruption: damage.first,
     };
-    let generations = headers.iter().flatten().map(|h| h.generation).max().unwrap_or(0);
+    let generations = headers
+        .iter()
+        .flatten()
+        .map(|h| h.generation)
+        .max()
+        .unwrap_or(0);
     let read_only = context.read_only || report.corruption.is_some();
     let log = RecoveredLog {
         sealed,
@@ -155,7 +179,11 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         log.sealed.push(segment);
         return Ok(log);
     }
-    let tail = Tail { segment, scan, case };
+    let tail = Tail {
+        segment,
+        scan,
+        case,
+    };
     let unused = files.into_iter().flatten().collect();
     make_writable(backend, context, log, tail, unused, inventory.temporaries).await
 }
@@ -189,7 +217,10 @@ async fn scan_newest<F: IoFile>(
     damage: &mut Damage,
 ) -> Result<(Rc<Segment<F>>, Scan, TailCase)> {
     if found.len < header.capacity_bytes {
-        let kind = CorruptionKind::Shortened { len: found.len, needed: header.capacity_bytes };
+        let kind = CorruptionKind::Shortened {
+            len: found.len,
+            needed: header.capacity_bytes,
+        };
         damage.note(corruption_of(&found, context.partition, kind))?;
     }
     let (base, start) = (header.base_offset, SEGMENT_HEADER_LEN as u64);
@@ -198,7 +229,11 @@ async fn scan_newest<F: IoFile>(
     let mut scan = scan_segment(&segment, &context.pool, SCAN_CHUNK_BYTES, interval).await?;
     let case = classify_scan(&scan);
     if case == TailCase::Corrupt {
-        let after = scan.survivor.as_ref().map(|s| s.offset).filter(|o| *o > scan.end_offset);
+        let after = scan
+            .survivor
+            .as_ref()
+            .map(|s| s.offset)
+            .filter(|o| *o > scan.end_offset);
         damage.note(Corruption {
             path: segment.path.clone(),
             partition: context.partition,
@@ -213,7 +248,10 @@ async fn scan_newest<F: IoFile>(
         })?;
         extend_past_damage(&segment, &mut scan, &context.pool).await?;
     } else {
-        segment.set_index(std::mem::replace(&mut scan.index, SparseIndex::new(interval)));
+        segment.set_index(std::mem::replace(
+            &mut scan.index,
+            SparseIndex::new(interval),
+        ));
     }
     segment.end_offset.set(scan.end_offset);
     segment.end_position.set(scan.end_position);
@@ -254,15 +292,24 @@ async fn make_writable<B: IoBackend>(
     unused: Vec<Found<B::File>>,
     temporaries: Vec<PathBuf>,
 ) -> Result<RecoveredLog<B::File>> {
-    let Tail { segment, scan, case } = tail;
+    let Tail {
+        segment,
+        scan,
+        case,
+    } = tail;
     let config = &context.config;
     backend
         .sync_dir(&context.dir)
         .await
         .map_err(|e| Error::io("sync the directory", &context.dir, e))?;
     rewrite(&segment, &context.pool, 0, SEGMENT_HEADER_LEN as u64).await?;
-    log.report.rewritten_bytes =
-        rewrite(&segment, &context.pool, scan.rewrite_from, scan.end_position).await?;
+    log.report.rewritten_bytes = rewrite(
+        &segment,
+        &context.pool,
+        scan.rewrite_from,
+        scan.end_position,
+    )
+    .await?;
 
     for path in temporaries {
         match backend.remove_file(&path).await {
@@ -273,7 +320,10 @@ async fn make_writable<B: IoBackend>(
     for found in unused {
         let fits = found.len == config.segment_bytes && found.header.is_ok();
         if fits && log.spares.len() < config.spare_segments_max.max(1) {
-            log.spares.push(SpareFile { file: found.file, path: found.path });
+            log.spares.push(SpareFile {
+                file: found.file,
+                path: found.path,
+            });
         } else if let Err(e) = backend.remove_file(&found.path).await {
             return Err(Error::io("remove", &found.path, e));
         }
@@ -283,8 +333,9 @@ async fn make_writable<B: IoBackend>(
     if case == TailCase::Clean && same_alignment {
         let headroom = config.control_headroom_bytes(segment.header.alignment);
         let (position, sequence) = (scan.end_position, scan.next_sequence);
-        log.active =
-            Some(ActiveSegment::new(segment, position, sequence, scan.link, headroom));
+        log.active = Some(ActiveSegment::new(
+            segment, position, sequence, scan.link, headroom,
+        ));
     } else {
         log.sealed.push(Rc::clone(&segment));
         match next_segment(backend, context, &mut log).await {
@@ -339,7 +390,13 @@ async fn next_segment<B: IoBackend>(
     log.next_sequence += 1;
     log.offsets = Offsets::new(log.offsets.log_start(), header_base);
     let link = log.link;
-    Ok(ActiveSegment::new(Rc::new(segment), SEGMENT_HEADER_LEN as u64, 0, link, headroom))
+    Ok(ActiveSegment::new(
+        Rc::new(segment),
+        SEGMENT_HEADER_LEN as u64,
+        0,
+        link,
+        headroom,
+    ))
 }
 
 impl RecoveryContext {
@@ -413,12 +470,16 @@ async fn rewrite<F: IoFile>(
     let io_error = |action, e| Error::io(action, &segment.path, e);
     let alignment = u64::from(segment.file.alignment().max(segment.header.alignment));
     let mut at = from - from % alignment;
-    let end = end.next_multiple_of(alignment).min(segment.header.capacity_bytes);
+    let end = end
+        .next_multiple_of(alignment)
+        .min(segment.header.capacity_bytes);
     let start = at;
     while at < end {
         // Reads start at multiples of any device's alignment.
         let read_from = at - at % BUFFER_ALIGNMENT as u64;
-        let wanted = usize::try_from(end - read_from).unwrap_or(usize::MAX).min(SCAN_CHUNK_BYTES);
+        let wanted = usize::try_from(end - read_from)
+            .unwrap_or(usize::MAX)
+            .min(SCAN_CHUNK_BYTES);
         let wanted = wanted.next_multiple_of(BUFFER_ALIGNMENT);
         let bytes = segment
             .file
@@ -427,7 +488,9 @@ async fn rewrite<F: IoFile>(
             .map_err(|e| io_error("read", e))?
             .freeze();
         let skip = usize::try_from(at - read_from).unwrap_or(usize::MAX);
-        let take = usize::try_from(end - read_from).unwrap_or(usize::MAX).min(bytes.len());
+        let take = usize::try_from(end - read_from)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         if take <= skip {
             break;
         }

@@ -123,7 +123,11 @@ impl<F: IoFile> ActiveSegment<F> {
             let base_offset = offset;
             offset += u64::from(batch.record_count());
             self.next_sequence = self.next_sequence.wrapping_add(1);
-            placed.push(PlacedBatch { base_offset, end_offset: offset, start });
+            placed.push(PlacedBatch {
+                base_offset,
+                end_offset: offset,
+                start,
+            });
             let batch_position = position + start as u64;
             let max_timestamp = batch.max_timestamp(context.append_time_ms);
             self.segment
@@ -150,6 +154,10 @@ impl<F: IoFile> ActiveSegment<F> {
         );
         self.segment.end_position.set(self.next_position);
         self.segment.end_offset.set(offset);
-        PlacedGroup { bytes, position, batches: placed }
+        PlacedGroup {
+            bytes,
+            position,
+            batches: placed,
+        }
     }
 }

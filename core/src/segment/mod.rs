@@ -110,12 +110,10 @@ impl<F: IoFile> Segment<F> {
                     position = cursor.position_after(header, position);
                 }
                 // Damage is the reader's to report; the index goes on behind it.
-                Err(ReadError::Format(_)) => {
-                    match cursor.resynchronise(position, end).await? {
-                        Some((next, _)) => position = next,
-                        None => break,
-                    }
-                }
+                Err(ReadError::Format(_)) => match cursor.resynchronise(position, end).await? {
+                    Some((next, _)) => position = next,
+                    None => break,
+                },
                 Err(ReadError::Io(e)) => return Err(Error::io("read", &self.path, e)),
             }
         }
@@ -169,7 +167,8 @@ impl<F: IoFile> Segment<F> {
                     return Err(self.corruption(
                         position,
                         expected,
-                        next.map(|(_, offset)| offset).or(Some(self.end_offset.get())),
+                        next.map(|(_, offset)| offset)
+                            .or(Some(self.end_offset.get())),
                         found,
                     ));
                 }

@@ -38,15 +38,21 @@ pub(crate) async fn prepare_spare<B: IoBackend>(
     backend: &B,
     request: &SpareRequest,
 ) -> Result<SpareFile<B::File>> {
-    let temporary = request.dir.join(FileName::Temporary(request.number).to_string());
-    let path = request.dir.join(FileName::Segment(request.number).to_string());
+    let temporary = request
+        .dir
+        .join(FileName::Temporary(request.number).to_string());
+    let path = request
+        .dir
+        .join(FileName::Segment(request.number).to_string());
     match build(backend, request, &temporary, &path).await {
         Ok(file) => Ok(SpareFile { file, path }),
         Err(e) => {
             // Best effort: recovery removes what is left.
             if backend.remove_file(&temporary).await.is_err() {}
             if Error::is_no_space(&e) {
-                return Err(Error::NoSpace { path: request.dir.clone() });
+                return Err(Error::NoSpace {
+                    path: request.dir.clone(),
+                });
             }
             Err(Error::io("prepare a segment", &temporary, e))
         }
@@ -76,7 +82,8 @@ async fn build<B: IoBackend>(
     let header = spare_header(request, file.alignment());
     let mut block = AlignedBuf::with_capacity(SEGMENT_HEADER_LEN);
     block.extend_from_slice(&header.encode());
-    file.write_all_at(block.freeze(), 0, Durability::Written).await?;
+    file.write_all_at(block.freeze(), 0, Durability::Written)
+        .await?;
     file.sync_data().await?;
     backend.rename(temporary, path).await?;
     backend.sync_dir(&request.dir).await?;
@@ -94,8 +101,11 @@ async fn zero<B: IoBackend>(
     let zeros = zeros.freeze();
     let mut at = 0;
     while at < len {
-        let n = zeros.len().min(usize::try_from(len - at).unwrap_or(usize::MAX));
-        file.write_all_at(zeros.slice(..n), at, Durability::Written).await?;
+        let n = zeros
+            .len()
+            .min(usize::try_from(len - at).unwrap_or(usize::MAX));
+        file.write_all_at(zeros.slice(..n), at, Durability::Written)
+            .await?;
         at += n as u64;
         backend.yield_now().await;
     }
@@ -136,9 +146,18 @@ impl<F: crate::io::IoFile> SpareFile<F> {
     ) -> std::io::Result<super::Segment<F>> {
         let mut block = AlignedBuf::with_capacity(SEGMENT_HEADER_LEN);
         block.extend_from_slice(&header.encode());
-        self.file.write_all_at(block.freeze(), 0, Durability::Durable).await?;
+        self.file
+            .write_all_at(block.freeze(), 0, Durability::Durable)
+            .await?;
         let index = super::SparseIndex::new(index_interval_bytes);
         let (base, start) = (header.base_offset, SEGMENT_HEADER_LEN as u64);
-        Ok(super::Segment::new(self.file, self.path, header, base, start, Some(index)))
+        Ok(super::Segment::new(
+            self.file,
+            self.path,
+            header,
+            base,
+            start,
+            Some(index),
+        ))
     }
 }
