@@ -113,20 +113,20 @@ impl StoreConfig {
     pub fn validate(&self) -> Result<()> {
         fn range<T: PartialOrd + std::fmt::Display>(
             setting: &'static str,
-            value: T,
-            min: T,
-            max: T,
+            value: &T,
+            min: &T,
+            max: &T,
         ) -> Result<()> {
-            if value >= min && value <= max {
+            if (min..=max).contains(&value) {
                 return Ok(());
             }
-            Err(invalid(setting, &value, format!("{min} to {max}")))
+            Err(invalid(setting, value, format!("{min} to {max}")))
         }
         match &self.shards {
             Shards::Auto => {}
-            Shards::Count(n) => range("shards", *n, 1, 1024)?,
+            Shards::Count(n) => range("shards", n, &1, &1024)?,
             Shards::Cores(cores) => {
-                range("shards (number of cores)", cores.len(), 1, 1024)?;
+                range("shards (number of cores)", &cores.len(), &1, &1024)?;
                 let mut sorted = cores.clone();
                 sorted.sort_unstable();
                 sorted.dedup();
@@ -138,9 +138,9 @@ impl StoreConfig {
         }
         range(
             "segment_bytes",
-            self.segment_bytes,
-            SEGMENT_BYTES_MIN,
-            SEGMENT_BYTES_MAX,
+            &self.segment_bytes,
+            &SEGMENT_BYTES_MIN,
+            &SEGMENT_BYTES_MAX,
         )?;
         if !self.segment_bytes.is_multiple_of(4096) {
             return Err(invalid(
@@ -151,39 +151,49 @@ impl StoreConfig {
         }
         range(
             "mailbox_requests_max",
-            self.mailbox_requests_max,
-            1,
-            1 << 24,
+            &self.mailbox_requests_max,
+            &1,
+            &(1 << 24),
         )?;
-        range("writes_in_flight_max", self.writes_in_flight_max, 1, 64)?;
-        range("group_bytes_max", self.group_bytes_max, 4096, 256 << 20)?;
+        range("writes_in_flight_max", &self.writes_in_flight_max, &1, &64)?;
+        range(
+            "group_bytes_max",
+            &self.group_bytes_max,
+            &4096,
+            &(256 << 20),
+        )?;
         range(
             "group_bytes_min",
-            self.group_bytes_min,
-            0,
-            self.group_bytes_max,
+            &self.group_bytes_min,
+            &0,
+            &self.group_bytes_max,
         )?;
         let batch_bytes_max = self.batch_bytes_max(512);
         range(
             "mailbox_bytes_max",
-            self.mailbox_bytes_max,
-            batch_bytes_max,
-            1 << 31,
+            &self.mailbox_bytes_max,
+            &batch_bytes_max,
+            &(1 << 31),
         )?;
         range(
             "tail_cache_bytes_max",
-            self.tail_cache_bytes_max,
-            0,
-            1 << 40,
+            &self.tail_cache_bytes_max,
+            &0,
+            &(1 << 40),
         )?;
-        range("spare_segments_max", self.spare_segments_max, 0, 64)?;
+        range("spare_segments_max", &self.spare_segments_max, &0, &64)?;
         range(
             "index_interval_bytes",
-            self.index_interval_bytes,
-            512,
-            1 << 30,
+            &self.index_interval_bytes,
+            &512,
+            &(1 << 30),
         )?;
-        range("read_chunk_bytes", self.read_chunk_bytes, 4096, 64 << 20)?;
+        range(
+            "read_chunk_bytes",
+            &self.read_chunk_bytes,
+            &4096,
+            &(64 << 20),
+        )?;
         let millisecond = Duration::from_millis(1);
         let year = Duration::from_secs(366 * 86_400);
         let durations = [

@@ -90,7 +90,7 @@ async fn append(store: &Store, run: &Run, shape: Shape) -> Result<Outcome, AnyEr
 async fn read(store: &Store, run: &Run) -> Result<Outcome, AnyError> {
     let partition = store.create_partition(0).await?;
     let value = vec![0x5A_u8; RECORD];
-    let total = 256 << 10;
+    let total = 256_u64 << 10;
     let mut pending = std::collections::VecDeque::new();
     for _ in 0..total / 256 {
         let batch = Batch::from_values(std::iter::repeat_n(&value, 256))?;
@@ -120,7 +120,7 @@ async fn read(store: &Store, run: &Run) -> Result<Outcome, AnyError> {
             }
         }
         record(&mut latency, started);
-        at = if fetched.next_offset >= total as u64 {
+        at = if fetched.next_offset >= total {
             0
         } else {
             fetched.next_offset

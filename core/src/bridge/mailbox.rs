@@ -61,8 +61,8 @@ impl Mailbox {
             .await
             .map_err(gone)?;
         Ok(Permit {
-            request: Some(request),
-            bytes: Some(bytes),
+            _request: Some(request),
+            _bytes: Some(bytes),
         })
     }
 
@@ -82,8 +82,8 @@ impl Mailbox {
             .try_acquire_many_owned(n)
             .map_err(refused("bytes"))?;
         Ok(Permit {
-            request: Some(request),
-            bytes: Some(bytes),
+            _request: Some(request),
+            _bytes: Some(bytes),
         })
     }
 

@@ -131,6 +131,7 @@ impl Partition {
     ///
     /// # Errors
     /// [`Error::Full`] (or one of `append`'s immediate errors) together with the batch.
+    #[expect(clippy::result_large_err, reason = "the batch comes back by value")]
     pub fn try_append(
         &self,
         batch: Batch,

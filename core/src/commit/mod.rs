@@ -83,11 +83,6 @@ impl Pipeline {
         self.in_flight
     }
 
-    /// Whether no write and no sync is in flight.
-    pub(crate) fn is_drained(&self) -> bool {
-        self.in_flight == 0 && self.syncing.is_none()
-    }
-
     /// The written mark.
     pub(crate) fn written(&self) -> Mark {
         self.written
@@ -96,11 +91,6 @@ impl Pipeline {
     /// The durable mark.
     pub(crate) fn durable(&self) -> Mark {
         self.durable
-    }
-
-    /// Whether a write or sync has failed.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.failed
     }
 
     /// Registers a group that ends at `end` and is handed to the disk now.
@@ -211,7 +201,7 @@ mod tests {
                 assert_eq!(p.durable(), mark(prefix), "{permutation:?}");
                 assert_eq!(p.written(), mark(prefix));
             }
-            assert!(p.is_drained());
+            assert_eq!(p.in_flight(), 0);
         }
     }
 
@@ -269,13 +259,13 @@ mod tests {
         p.fail(Some(b));
         p.complete(a);
         assert_eq!((p.written(), p.durable()), (mark(0), mark(0)));
-        assert!(!p.has_room() && !p.needs_sync(2) && p.is_drained());
+        assert!(!p.has_room() && !p.needs_sync(2) && p.in_flight() == 0);
         let mut p = Pipeline::new(4, mark(0));
         let a = p.submit(mark(1), Written);
         p.complete(a);
         p.sync_started();
         p.fail(None);
-        assert!(p.is_drained() && p.has_failed());
+        assert!(!p.has_room() && !p.needs_sync(1));
         assert_eq!(p.durable(), mark(0));
     }
 

@@ -114,7 +114,7 @@ mod tests {
         let mut batches = Vec::new();
         let mut offset = base;
         for &n in sizes {
-            let mut batch = Batch::from_values((0..n).map(|i| i.to_le_bytes())).unwrap();
+            let mut batch = Batch::from_values((0..n).map(u32::to_le_bytes)).unwrap();
             batch.place(&Placement {
                 base_offset: offset,
                 ..Placement::default()

@@ -171,7 +171,7 @@ impl<B: IoBackend> Partition<B> {
             Ok(segment) => Rc::new(segment),
             Err(e) => {
                 let cause = crate::error::IoError::from(e);
-                self.fail_with(cause.clone());
+                self.fail_with(&cause);
                 return Err(Error::OutcomeUnknown {
                     id: self.id(),
                     cause,
@@ -245,7 +245,7 @@ impl<B: IoBackend> Partition<B> {
             (Err(e), id) => {
                 let cause = crate::error::IoError::from(e);
                 self.state.borrow_mut().pipeline.fail(id);
-                self.fail_with(cause.clone());
+                self.fail_with(&cause);
                 Err(Error::PartitionFailed {
                     id: self.id(),
                     cause,

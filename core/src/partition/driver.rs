@@ -299,7 +299,7 @@ impl<B: IoBackend> Partition<B> {
             (Err(e), id) => {
                 state.pipeline.fail(id);
                 drop(borrowed);
-                return self.fail_with(e.into());
+                return self.fail_with(&e.into());
             }
         }
         if !state.is_open() {
@@ -360,7 +360,7 @@ impl<B: IoBackend> Partition<B> {
     }
 
     /// Ends the partition's write life (the fail-stop rule): nobody is acknowledged any more.
-    pub(super) fn fail_with(&self, cause: crate::error::IoError) {
+    pub(super) fn fail_with(&self, cause: &crate::error::IoError) {
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
         if !state.is_open() {
@@ -382,7 +382,7 @@ impl<B: IoBackend> Partition<B> {
         for waiter in waiters {
             waiter.kind.refuse(unknown.clone());
         }
-        let failed = self.failed(&cause);
+        let failed = self.failed(cause);
         for request in queue {
             match request {
                 Request::Change(change) if change.works_on_failed() => {

@@ -87,6 +87,10 @@ pub(crate) struct Partition<B: IoBackend> {
     published: watch::Sender<Offsets>,
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts, not one state"
+)]
 #[derive(Debug)]
 struct State<F> {
     mode: Mode,

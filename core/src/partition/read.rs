@@ -99,11 +99,9 @@ impl<B: IoBackend> Partition<B> {
         if from == end {
             return Ok(Some(fetched(Vec::new(), from)));
         }
-        let batches = match state.cache.read(from, end, limits.bytes_max) {
-            None => return Ok(None),
-            Some(Ok(batches)) => batches,
-            // What the cache cannot decode the disk may still have; it is read and judged there.
-            Some(Err(_)) => return Ok(None),
+        // What the cache cannot decode the disk may still have; it is read and judged there.
+        let Some(Ok(batches)) = state.cache.read(from, end, limits.bytes_max) else {
+            return Ok(None);
         };
         let (batches, next) = limit_records(batches, limits.records_max);
         Ok(Some(fetched(batches, next.unwrap_or(end))))
@@ -218,7 +216,7 @@ impl<B: IoBackend> Partition<B> {
                     break;
                 }
                 for batch in &fetched.batches {
-                    if let Some(found) = first_not_before(batch, timestamp_ms)? {
+                    if let Some(found) = first_not_before(batch, timestamp_ms) {
                         return Ok(Some(found));
                     }
                 }
@@ -229,22 +227,22 @@ impl<B: IoBackend> Partition<B> {
     }
 }
 
-fn first_not_before(batch: &StoredBatch, timestamp_ms: i64) -> Result<Option<u64>> {
+fn first_not_before(batch: &StoredBatch, timestamp_ms: i64) -> Option<u64> {
     if batch.header().max_timestamp() < timestamp_ms {
-        return Ok(None);
+        return None;
     }
     if batch.is_opaque() {
-        return Ok(Some(batch.first_offset()));
+        return Some(batch.first_offset());
     }
     for record in batch.records() {
         match record {
-            Ok(record) if record.timestamp >= timestamp_ms => return Ok(Some(record.offset)),
+            Ok(record) if record.timestamp >= timestamp_ms => return Some(record.offset),
             Ok(_) => {}
             // Whole by its checksum, yet not decodable: its writer encoded it wrongly.
-            Err(_) => return Ok(Some(batch.first_offset())),
+            Err(_) => return Some(batch.first_offset()),
         }
     }
-    Ok(None)
+    None
 }
 
 /// Clips the batches to `records_max` records, and says where they end.

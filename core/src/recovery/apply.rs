@@ -80,14 +80,11 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     let headers: Vec<Option<SegmentHeader>> = inventory
         .found
         .iter()
-        .map(|f| f.header.as_ref().ok().cloned())
+        .map(|f| f.header.as_ref().ok().copied())
         .collect();
     let mut files: Vec<Option<Found<B::File>>> = inventory.found.into_iter().map(Some).collect();
     let tail = match newest(&headers) {
-        Some(index) => files[index]
-            .take()
-            .zip(headers[index].clone())
-            .zip(Some(index)),
+        Some(index) => files[index].take().zip(headers[index]).zip(Some(index)),
         None => None,
     };
     let Some(((found, header), newest)) = tail else {
@@ -116,8 +113,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     }
     let mut sealed = Vec::with_capacity(links.len());
     for link in &links {
-        let Some((found, header)) = files[link.index].take().zip(headers[link.index].clone())
-        else {
+        let Some((found, header)) = files[link.index].take().zip(headers[link.index]) else {
             continue;
         };
         if found.len < link.end_position {
@@ -359,20 +355,19 @@ async fn next_segment<B: IoBackend>(
     log: &mut RecoveredLog<B::File>,
 ) -> Result<ActiveSegment<B::File>> {
     let config = &context.config;
-    let spare = match log.spares.pop() {
-        Some(spare) => spare,
-        None => {
-            let number = log.next_number;
-            log.next_number += 1;
-            prepare_spare(backend, &context.spare_request(number, false)).await?
-        }
+    let spare = if let Some(spare) = log.spares.pop() {
+        spare
+    } else {
+        let number = log.next_number;
+        log.next_number += 1;
+        prepare_spare(backend, &context.spare_request(number, false)).await?
     };
     let path = spare.path.clone();
     let end = log.offsets.log_end();
     let header_base = log.reserved_end.max(end);
     let header = NextHeader {
         sequence: log.next_sequence,
-        previous: log.sealed.last().map(|s| s.as_ref()),
+        previous: log.sealed.last().map(AsRef::as_ref),
         link: log.link,
         base_offset: header_base,
         prev_end_offset: end,

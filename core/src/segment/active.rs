@@ -65,11 +65,6 @@ impl<F: IoFile> ActiveSegment<F> {
         }
     }
 
-    /// Byte position of the next group.
-    pub(crate) fn next_position(&self) -> u64 {
-        self.next_position
-    }
-
     /// The link that the next batch carries.
     pub(crate) fn link(&self) -> u32 {
         self.link
@@ -135,15 +130,14 @@ impl<F: IoFile> ActiveSegment<F> {
             start += batch.encoded_len();
         }
         // A batch alone in its group is written from where its caller encoded it.
-        let mut buf = match batches.len() {
-            1 => batches.remove(0).into_buf(),
-            _ => {
-                let mut buf = pool.take(start.next_multiple_of(alignment));
-                for batch in &batches {
-                    buf.extend_from_slice(batch.bytes());
-                }
-                buf
+        let mut buf = if batches.len() == 1 {
+            batches.remove(0).into_buf()
+        } else {
+            let mut buf = pool.take(start.next_multiple_of(alignment));
+            for batch in &batches {
+                buf.extend_from_slice(batch.bytes());
             }
+            buf
         };
         buf.pad_to(alignment);
         let bytes = buf.freeze();

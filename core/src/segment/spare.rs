@@ -47,8 +47,9 @@ pub(crate) async fn prepare_spare<B: IoBackend>(
     match build(backend, request, &temporary, &path).await {
         Ok(file) => Ok(SpareFile { file, path }),
         Err(e) => {
-            // Best effort: recovery removes what is left.
-            if backend.remove_file(&temporary).await.is_err() {}
+            if backend.remove_file(&temporary).await.is_err() {
+                // Best effort: recovery removes what is left.
+            }
             if Error::is_no_space(&e) {
                 return Err(Error::NoSpace {
                     path: request.dir.clone(),

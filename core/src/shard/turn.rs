@@ -277,10 +277,9 @@ impl<B: IoBackend> Shard<B> {
             return Err(Error::PartitionExists { id });
         }
         let backend = self.shared.backend.as_ref();
-        let [a, b, c, d, ..] = backend.random_u64().to_le_bytes();
         let found = FoundPartition {
             id,
-            incarnation: u32::from_le_bytes([a, b, c, d]),
+            incarnation: u32::try_from(backend.random_u64() >> 32).unwrap_or(1),
         };
         let context = self.context(&found);
         let temporary = found.dir_creating(&self.path);
