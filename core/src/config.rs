@@ -51,9 +51,12 @@ pub struct StoreConfig {
     /// With a write in flight, the next group waits until it has this many bytes or the write is
     /// done: grow the group before the depth.
     pub group_bytes_min: u32,
-    /// Write zeros over a new segment file before it is used (in the background), so that later
-    /// writes need no change of metadata. Costs twice the writes for files that are never recycled.
+    /// Write zeros ahead of the appends into a file that is new, so that an append changes no
+    /// metadata of the file system: its durable write is about twice as fast. Costs twice the
+    /// writes for files that are never recycled.
     pub preinitialise: bool,
+    /// How far ahead of the appends the zeros are kept, in bytes.
+    pub initialise_ahead_bytes: u32,
     /// Use O_DIRECT where the file system has it.
     pub direct_io: bool,
     /// Unused segment files kept per partition for the next roll.
@@ -89,6 +92,7 @@ impl Default for StoreConfig {
             group_bytes_max: 1 << 20,
             group_bytes_min: 256 << 10,
             preinitialise: true,
+            initialise_ahead_bytes: 4 << 20,
             direct_io: true,
             spare_segments_max: 1,
             seal_after: Duration::from_millis(20),
@@ -168,6 +172,12 @@ impl StoreConfig {
             &0,
             &self.group_bytes_max,
         )?;
+        range(
+            "initialise_ahead_bytes",
+            &self.initialise_ahead_bytes,
+            &4096,
+            &(1 << 30),
+        )?;
         let batch_bytes_max = self.batch_bytes_max(512);
         range(
             "mailbox_bytes_max",
@@ -224,6 +234,16 @@ impl StoreConfig {
         self.segment_bytes
             .saturating_sub(SEGMENT_HEADER_LEN as u64)
             .saturating_sub(self.control_headroom_bytes(alignment))
+    }
+
+    /// How many bytes of a new file are zeroed before it is used.
+    pub(crate) fn initialise_first_bytes(&self) -> u64 {
+        if !self.preinitialise {
+            return 0;
+        }
+        u64::from(self.initialise_ahead_bytes)
+            .next_multiple_of(4096)
+            .min(self.segment_bytes)
     }
 
     /// Largest encoded batch (header included) that is accepted at the given alignment, in bytes.

@@ -81,6 +81,7 @@ impl<B: IoBackend> Partition<B> {
             .partition(|r| matches!(r, Request::Append(_)));
         state.queue = rest.into();
         state.queued_bytes = 0;
+        state.queued_appends = 0;
         drop(state);
         for request in appends {
             request.refuse(error.clone());
@@ -103,7 +104,11 @@ impl<B: IoBackend> Partition<B> {
                 }
                 let oldest = state.sealed.remove(0);
                 match Segment::try_into_file(oldest) {
-                    Ok((file, path)) => SpareFile { file, path },
+                    Ok((file, path)) => SpareFile {
+                        file,
+                        path,
+                        initialised_to: self.context.config.segment_bytes,
+                    },
                     Err(read) => {
                         state.sealed.insert(0, read);
                         return Err(Error::NoSpace { path });
@@ -167,6 +172,7 @@ impl<B: IoBackend> Partition<B> {
         .build(backend, &self.context, spare.file.alignment());
         let config = &self.context.config;
         let headroom = config.control_headroom_bytes(header.alignment);
+        let initialised_to = spare.initialised_to;
         let segment = match spare.activate(header, config.index_interval_bytes).await {
             Ok(segment) => Rc::new(segment),
             Err(e) => {
@@ -182,7 +188,8 @@ impl<B: IoBackend> Partition<B> {
         let state = &mut *borrowed;
         state.next_sequence = sequence + 1;
         let start = SEGMENT_HEADER_LEN as u64;
-        let active = ActiveSegment::new(segment, start, 0, next.link, headroom);
+        let mut active = ActiveSegment::new(segment, start, 0, next.link, headroom);
+        active.initialised_to = initialised_to;
         let finished = state.active.replace(active);
         if let Some(finished) = finished {
             let segment = finished.segment;
@@ -386,11 +393,12 @@ impl<B: IoBackend> Partition<B> {
         }
         let mut state = self.state.borrow_mut();
         let queue = std::mem::take(&mut state.queue);
-        let queued_bytes = state.queued_bytes;
+        let (queued_bytes, queued_appends) = (state.queued_bytes, state.queued_appends);
         let watched = state.watched;
         *state = State::from_log(log, self.context.config.writes_in_flight_max);
         state.queue = queue;
         state.queued_bytes = queued_bytes;
+        state.queued_appends = queued_appends;
         state.watched = watched;
         self.publish(state.offsets);
         Ok(state.recovery.clone())
@@ -453,7 +461,7 @@ pub(crate) async fn create_partition<B: IoBackend>(
         }
     };
     backend.create_dir(temporary).await.map_err(failed)?;
-    let mut request = context.spare_request(0, false);
+    let mut request = context.spare_request(0, context.config.initialise_first_bytes());
     request.dir = temporary.to_path_buf();
     let mut spare = prepare_spare(backend, &request).await?;
     if let Some(name) = spare.path.file_name() {
@@ -471,6 +479,7 @@ pub(crate) async fn create_partition<B: IoBackend>(
     }
     .build(backend, context, spare.file.alignment());
     let headroom = context.config.control_headroom_bytes(header.alignment);
+    let initialised_to = spare.initialised_to;
     let segment = spare
         .activate(header, context.config.index_interval_bytes)
         .await
@@ -482,9 +491,11 @@ pub(crate) async fn create_partition<B: IoBackend>(
         .map_err(failed)?;
     backend.sync_dir(store).await.map_err(failed)?;
     let start = SEGMENT_HEADER_LEN as u64;
+    let mut active = ActiveSegment::new(Rc::new(segment), start, 0, 0, headroom);
+    active.initialised_to = initialised_to;
     Ok(RecoveredLog {
         sealed: Vec::new(),
-        active: Some(ActiveSegment::new(Rc::new(segment), start, 0, 0, headroom)),
+        active: Some(active),
         spares: Vec::new(),
         offsets: Offsets::new(0, 0),
         generation: 1,

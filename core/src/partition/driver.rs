@@ -6,12 +6,12 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use futures_core::Stream;
 use futures_util::stream::FuturesUnordered;
 
-use super::group::{Formed, Write};
+use super::group::{CONTROL_BATCH_LEN, Formed, Write};
 use super::request::{Change, Waiter, WaiterKind};
 use super::{Mode, Partition, Request, State, answer};
 use crate::commit::GroupId;
@@ -28,6 +28,8 @@ enum Step<F> {
     Change(Change),
     Roll,
     Wait,
+    /// Let the event loop go round once and look again.
+    Linger,
     End,
 }
 
@@ -50,20 +52,15 @@ pub(super) async fn drive<B: IoBackend>(partition: Rc<Partition<B>>) {
             Step::Change(change) => partition.change(change).await,
             Step::Roll => partition.roll().await,
             Step::End => break,
-            Step::Wait => {
+            Step::Wait => poll_fn(|cx| partition.poll_event(&mut in_flight, cx)).await,
+            Step::Linger => {
+                partition.shard.backend.yield_now().await;
                 poll_fn(|cx| {
-                    let mut ready = partition.wake.poll_notified(cx).is_ready();
-                    while let Poll::Ready(Some((id, result))) =
-                        Pin::new(&mut in_flight).poll_next(cx)
-                    {
-                        partition.completed(id, result);
-                        ready = true;
+                    // Only to take what has come; the next round of the loop decides.
+                    if partition.poll_event(&mut in_flight, cx).is_ready() {
+                        partition.wake.notify();
                     }
-                    if ready {
-                        Poll::Ready(())
-                    } else {
-                        Poll::Pending
-                    }
+                    Poll::Ready(())
                 })
                 .await;
             }
@@ -104,6 +101,24 @@ impl<B: IoBackend> Drop for AbandonOnDrop<B> {
 }
 
 impl<B: IoBackend> Partition<B> {
+    /// Takes completions and the wake-up; ready when there was one.
+    fn poll_event(
+        &self,
+        in_flight: &mut FuturesUnordered<LocalFuture<Completion>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let mut ready = self.wake.poll_notified(cx).is_ready();
+        while let Poll::Ready(Some((id, result))) = Pin::new(&mut *in_flight).poll_next(cx) {
+            self.completed(id, result);
+            ready = true;
+        }
+        if ready {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
     /// Decides the next step; pure but for taking what it decides on.
     fn next_step(&self, idle: bool) -> Step<B::File> {
         let mut borrowed = self.state.borrow_mut();
@@ -143,13 +158,24 @@ impl<B: IoBackend> Partition<B> {
                         return Step::Write(write);
                     }
                 }
-                None => return Step::Wait,
+                None => {
+                    return if self.lingers(state) {
+                        Step::Linger
+                    } else {
+                        Step::Wait
+                    };
+                }
                 Some(Request::Append(_)) => {
+                    if self.lingers(state) {
+                        return Step::Linger;
+                    }
                     let config = &self.context.config;
                     // Grow the group before the depth: with a write in flight, wait for more.
                     let grow = state.pipeline.in_flight() > 0
                         && state.queued_bytes < config.group_bytes_min as usize;
-                    if grow || !state.pipeline.has_room() {
+                    let len_max = state.queued_bytes.saturating_add(CONTROL_BATCH_LEN);
+                    let len_max = len_max.min(config.group_bytes_max as usize);
+                    if grow || !state.pipeline.has_room() || state.zeros_in_the_way(len_max) {
                         return Step::Wait;
                     }
                     match self.form_group(state) {
@@ -274,7 +300,7 @@ impl<B: IoBackend> Partition<B> {
             .as_ref()
             .is_some_and(|a| a.has_control_room(batch.encoded_len()));
         if has_room {
-            if !state.pipeline.has_room() {
+            if !state.pipeline.has_room() || state.zeros_in_the_way(batch.encoded_len()) {
                 return Started::Blocked(again(reply));
             }
             let write = self.place_control(state, batch);
@@ -307,11 +333,23 @@ impl<B: IoBackend> Partition<B> {
         }
         state.offsets.set_written(state.pipeline.written().offset);
         state.offsets.set_durable(state.pipeline.durable().offset);
-        self.settle_waiters(state);
+        let acknowledged = self.settle_waiters(state);
+        state
+            .linger
+            .acknowledged(acknowledged, self.shard.backend.now());
     }
 
-    /// Answers everybody whose mark has been reached.
-    pub(super) fn settle_waiters(&self, state: &mut State<B::File>) {
+    /// Whether to let the event loop go round before the next group is formed.
+    fn lingers(&self, state: &mut State<B::File>) -> bool {
+        state.pipeline.in_flight() == 0
+            && state
+                .linger
+                .should_wait(state.queued_appends, || self.shard.backend.now())
+    }
+
+    /// Answers everybody whose mark has been reached; returns how many of them were appends.
+    pub(super) fn settle_waiters(&self, state: &mut State<B::File>) -> usize {
+        let mut appends = 0;
         let durable = state.pipeline.durable().count;
         let written = state.pipeline.written().count;
         // The published offsets never lag behind an acknowledgement.
@@ -324,6 +362,7 @@ impl<B: IoBackend> Partition<B> {
             let Some(waiter) = state.waiting_durable.pop_front() else {
                 break;
             };
+            appends += usize::from(matches!(waiter.kind, WaiterKind::Append(..)));
             self.settle_waiter(state, waiter);
         }
         while state
@@ -334,8 +373,10 @@ impl<B: IoBackend> Partition<B> {
             let Some(waiter) = state.waiting_written.pop_front() else {
                 break;
             };
+            appends += usize::from(matches!(waiter.kind, WaiterKind::Append(..)));
             self.settle_waiter(state, waiter);
         }
+        appends
     }
 
     fn settle_waiter(&self, state: &mut State<B::File>, waiter: Waiter) {
@@ -378,6 +419,7 @@ impl<B: IoBackend> Partition<B> {
             .collect();
         let queue = std::mem::take(&mut state.queue);
         state.queued_bytes = 0;
+        state.queued_appends = 0;
         drop(borrowed);
         for waiter in waiters {
             waiter.kind.refuse(unknown.clone());
@@ -409,6 +451,7 @@ impl<B: IoBackend> Partition<B> {
             self.shard.tick.notify();
         }
         drop(state);
+        self.initialise_ahead();
         self.prepare_ahead();
         self.reuse_retired();
     }
@@ -425,7 +468,7 @@ impl<F: crate::io::IoFile> State<F> {
     /// Whether nothing is in flight and everything placed is durable; asks for a sync otherwise.
     fn settle(&mut self, idle: bool) -> bool {
         self.durable_wanted = self.placed.count;
-        idle && self.pipeline.durable() == self.placed
+        idle && self.zeroing.is_none() && self.pipeline.durable() == self.placed
     }
 
     fn wait_durable(&mut self, kind: WaiterKind) {

@@ -6,7 +6,7 @@ use super::request::{Waiter, WaiterKind};
 use super::{Ack, AppendRequest, Appended, Mode, Partition, Permit, Request, State, answer};
 use crate::commit::GroupId;
 use crate::error::Error;
-use crate::format::{Batch, Control, ControlReason};
+use crate::format::{BATCH_HEADER_LEN, Batch, Control, ControlReason};
 use crate::io::{Durability, IoBackend, IoFile};
 use crate::segment::{GroupContext, PlacedGroup, Segment};
 
@@ -14,6 +14,9 @@ use crate::segment::{GroupContext, PlacedGroup, Segment};
 /// their records in a crash, but their offsets must not be given again: so a reservation is on the
 /// disk before the first of them is acknowledged, and is renewed when half of it is used.
 pub(super) const RESERVATION: u64 = 1 << 16;
+
+/// Encoded length of a control batch.
+pub(super) const CONTROL_BATCH_LEN: usize = BATCH_HEADER_LEN + Control::LEN;
 
 /// A group that has its place and is to be written now.
 #[derive(Debug)]
@@ -41,12 +44,11 @@ impl<B: IoBackend> Partition<B> {
             return Formed::NeedsRoll;
         };
         let config = &self.context.config;
-        let control_len = crate::format::BATCH_HEADER_LEN + Control::LEN;
         let room = usize::try_from(active.data_room()).unwrap_or(usize::MAX);
         let limit = room.min(config.group_bytes_max as usize);
         let padded = |len| active.padded(len);
         let mut taken: Vec<AppendRequest> = Vec::new();
-        let mut len = control_len;
+        let mut len = CONTROL_BATCH_LEN;
         let mut next_offset = state.offsets.log_end();
         let mut full = false;
         while let Some(Request::Append(front)) = state.queue.front() {
@@ -59,6 +61,7 @@ impl<B: IoBackend> Partition<B> {
                 break;
             };
             state.queued_bytes -= append.batch.encoded_len();
+            state.queued_appends -= 1;
             if let Some(expected) = append.expected.filter(|e| *e != next_offset) {
                 let error = Error::WrongOffset {
                     expected,
@@ -204,6 +207,7 @@ impl<B: IoBackend> Partition<B> {
             .map_or(context.next_offset, |b| b.end_offset);
         state.offsets.set_log_end(state.placed.offset);
         let id = state.pipeline.submit(state.placed, durability);
+        self.shard.stats.group_placed(group.bytes.len());
         state.activity += 1;
         state.tail_sealed = false;
         state.cache.push(group.clone());

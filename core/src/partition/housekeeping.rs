@@ -3,11 +3,11 @@
 
 use std::rc::Rc;
 
-use super::{Partition, State};
+use super::{Mode, Partition, State};
 use crate::error::Result;
 use crate::format::{Batch, Control, ControlReason};
 use crate::io::{IoBackend, IoFile};
-use crate::segment::{INDEX_SUFFIX, Segment, SpareFile, prepare_spare};
+use crate::segment::{INDEX_SUFFIX, Segment, SpareFile, ZERO_CHUNK_BYTES, prepare_spare, zero};
 
 impl<B: IoBackend> Partition<B> {
     /// Starts making a spare in the background once the active segment is half full.
@@ -30,7 +30,9 @@ impl<B: IoBackend> Partition<B> {
         let this = Rc::clone(self);
         self.shard.backend.spawn(Box::pin(async move {
             let guard = PreparingGuard(Rc::clone(&this));
-            let result = this.make_spare(this.context.config.preinitialise).await;
+            let result = this
+                .make_spare(this.context.config.initialise_first_bytes())
+                .await;
             let mut state = this.state.borrow_mut();
             match result {
                 Ok(spare) => state.spares.push(spare),
@@ -42,14 +44,63 @@ impl<B: IoBackend> Partition<B> {
         }));
     }
 
-    async fn make_spare(&self, preinitialise: bool) -> Result<SpareFile<B::File>> {
+    /// Keeps zeros ahead of the appends in a file that is new.
+    ///
+    /// One stretch at a time is written, beyond everything placed; a group that would reach into
+    /// it waits (see [`State::zeros_in_the_way`]). When appends have overtaken the zeros, the
+    /// stretch starts again ahead of them, and what lies between is written as it is.
+    pub(super) fn initialise_ahead(self: &Rc<Self>) {
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
+        let config = &self.context.config;
+        let Some(active) = state.active.as_mut() else {
+            return;
+        };
+        if !config.preinitialise || state.zeroing.is_some() || !matches!(state.mode, Mode::Open) {
+            return;
+        }
+        let capacity = active.segment.header.capacity_bytes;
+        let ahead = u64::from(config.initialise_ahead_bytes).next_multiple_of(4096);
+        let at = active.next_position().next_multiple_of(4096);
+        if active.initialised_to >= capacity || active.initialised_to >= at + ahead {
+            return;
+        }
+        let overtaken = active.initialised_to < at;
+        let start = if overtaken {
+            at + ahead / 2
+        } else {
+            active.initialised_to
+        };
+        let start = start.next_multiple_of(4096).min(capacity);
+        let end = (start + ZERO_CHUNK_BYTES as u64).min(capacity);
+        active.initialised_to = end;
+        if start == end {
+            return;
+        }
+        state.zeroing = Some((start, end));
+        let segment = Rc::clone(&active.segment);
+        drop(borrowed);
+        let this = Rc::clone(self);
+        self.shard.backend.spawn(Box::pin(async move {
+            let guard = ZeroingGuard(Rc::clone(&this));
+            let backend = this.shard.backend.as_ref();
+            // A failure is the file's: its next write reports it.
+            if zero(backend, &segment.file, start..end).await.is_err() {
+                this.shard.stats.housekeeping_failed();
+            }
+            drop(segment);
+            drop(guard);
+        }));
+    }
+
+    async fn make_spare(&self, initialise_bytes: u64) -> Result<SpareFile<B::File>> {
         let number = {
             let mut state = self.state.borrow_mut();
             let number = state.next_number;
             state.next_number += 1;
             number
         };
-        let request = self.context.spare_request(number, preinitialise);
+        let request = self.context.spare_request(number, initialise_bytes);
         prepare_spare(self.shard.backend.as_ref(), &request).await
     }
 
@@ -67,7 +118,7 @@ impl<B: IoBackend> Partition<B> {
             };
             if !preparing {
                 // Somebody waits: reserve the blocks, leave the zeros out.
-                return self.make_spare(false).await;
+                return self.make_spare(0).await;
             }
             self.spare_ready.notified().await;
         }
@@ -88,7 +139,12 @@ impl<B: IoBackend> Partition<B> {
                 Ok((file, path)) => {
                     if fits && !file.has_failed() && state.spares.len() < config.spare_segments_max
                     {
-                        state.spares.push(SpareFile { file, path });
+                        let initialised_to = config.segment_bytes;
+                        state.spares.push(SpareFile {
+                            file,
+                            path,
+                            initialised_to,
+                        });
                     } else {
                         removed.push(path);
                     }
@@ -192,6 +248,18 @@ impl<B: IoBackend> Drop for PreparingGuard<B> {
     }
 }
 
+/// Lets groups into the stretch again, whatever ended the task that zeroed it.
+struct ZeroingGuard<B: IoBackend>(Rc<Partition<B>>);
+
+impl<B: IoBackend> Drop for ZeroingGuard<B> {
+    fn drop(&mut self) {
+        if let Ok(mut state) = self.0.state.try_borrow_mut() {
+            state.zeroing = None;
+        }
+        self.0.wake.notify();
+    }
+}
+
 /// What retention looks at, oldest segment first.
 #[derive(Debug, Clone, Copy)]
 struct SealedFacts {
@@ -228,6 +296,17 @@ fn retention(
 }
 
 impl<F: IoFile> State<F> {
+    /// Whether a group of `len` bytes would reach into the stretch that is being zeroed.
+    pub(super) fn zeros_in_the_way(&self, len: usize) -> bool {
+        match (&self.active, self.zeroing) {
+            (Some(active), Some((start, end))) => {
+                let at = active.next_position();
+                at < end && at + active.padded(len) as u64 > start
+            }
+            _ => false,
+        }
+    }
+
     /// Retires sealed segments that end at or below `start`.
     pub(super) fn retire_below(&mut self, start: u64) {
         let n = self.sealed.partition_point(|s| s.end_offset.get() <= start);

@@ -33,7 +33,7 @@ pub(crate) use request::{AppendRequest, Change, Permit, Replies, Reply, Request}
 use cache::TailCache;
 use request::Waiter;
 
-use crate::commit::{Mark, Pipeline};
+use crate::commit::{Linger, Mark, Pipeline};
 use crate::error::{Error, IoError};
 use crate::io::IoBackend;
 use crate::offset::Offsets;
@@ -129,6 +129,11 @@ struct State<F> {
     /// Link for the next segment while there is no active one.
     link: u32,
     preparing: bool,
+    /// Stretch of the active segment that zeros are being written to.
+    zeroing: Option<(u64, u64)>,
+    linger: Linger,
+    /// Appends in the queue.
+    queued_appends: usize,
     /// The last attempt to make a spare ahead of need failed; the roll tries again.
     spare_failed: bool,
     recovery: PartitionReport,
@@ -178,6 +183,9 @@ impl<F: crate::io::IoFile> State<F> {
             last_timestamp: log.last_timestamp,
             link: log.link,
             preparing: false,
+            zeroing: None,
+            linger: Linger::default(),
+            queued_appends: 0,
             spare_failed: false,
             recovery: log.report,
         }
@@ -292,6 +300,7 @@ impl<B: IoBackend> Partition<B> {
         }
         if let Request::Append(append) = &request {
             state.queued_bytes += append.batch.encoded_len();
+            state.queued_appends += 1;
         }
         state.queue.push_back(request);
         drop(state);

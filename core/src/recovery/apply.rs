@@ -319,6 +319,7 @@ async fn make_writable<B: IoBackend>(
             log.spares.push(SpareFile {
                 file: found.file,
                 path: found.path,
+                initialised_to: found.len,
             });
         } else if let Err(e) = backend.remove_file(&found.path).await {
             return Err(Error::io("remove", &found.path, e));
@@ -360,9 +361,10 @@ async fn next_segment<B: IoBackend>(
     } else {
         let number = log.next_number;
         log.next_number += 1;
-        prepare_spare(backend, &context.spare_request(number, false)).await?
+        prepare_spare(backend, &context.spare_request(number, 0)).await?
     };
     let path = spare.path.clone();
+    let initialised_to = spare.initialised_to;
     let end = log.offsets.log_end();
     let header_base = log.reserved_end.max(end);
     let header = NextHeader {
@@ -385,24 +387,26 @@ async fn next_segment<B: IoBackend>(
     log.next_sequence += 1;
     log.offsets = Offsets::new(log.offsets.log_start(), header_base);
     let link = log.link;
-    Ok(ActiveSegment::new(
+    let mut active = ActiveSegment::new(
         Rc::new(segment),
         SEGMENT_HEADER_LEN as u64,
         0,
         link,
         headroom,
-    ))
+    );
+    active.initialised_to = initialised_to;
+    Ok(active)
 }
 
 impl RecoveryContext {
     /// A request for the spare with the given number.
-    pub(crate) fn spare_request(&self, number: u64, preinitialise: bool) -> SpareRequest {
+    pub(crate) fn spare_request(&self, number: u64, initialise_bytes: u64) -> SpareRequest {
         SpareRequest {
             dir: self.dir.clone(),
             number,
             capacity_bytes: self.config.segment_bytes,
             direct: self.direct,
-            preinitialise,
+            initialise_bytes,
             partition: self.partition,
             incarnation: self.incarnation,
         }

@@ -41,6 +41,8 @@ pub(crate) struct ActiveSegment<F> {
     next_position: u64,
     next_sequence: u32,
     link: u32,
+    /// Bytes from the start that have been written before, by an earlier use or with zeros.
+    pub(crate) initialised_to: u64,
     /// Records end here; what follows is for control batches.
     data_end: u64,
 }
@@ -57,12 +59,18 @@ impl<F: IoFile> ActiveSegment<F> {
         let alignment = u64::from(segment.header.alignment);
         let data_end = segment.header.capacity_bytes.saturating_sub(headroom_bytes);
         Self {
+            initialised_to: segment.header.capacity_bytes,
             next_position: next_position.next_multiple_of(alignment),
             next_sequence,
             link,
             data_end,
             segment,
         }
+    }
+
+    /// Byte position of the next group.
+    pub(crate) fn next_position(&self) -> u64 {
+        self.next_position
     }
 
     /// The link that the next batch carries.

@@ -23,7 +23,7 @@ pub(crate) use cursor::{Cursor, ReadError};
 pub(crate) use index::SparseIndex;
 pub(crate) use name::{FileName, INDEX_SUFFIX};
 pub(crate) use scan::{Scan, Stop, Survivor, scan_segment};
-pub(crate) use spare::{SpareFile, SpareRequest, prepare_spare};
+pub(crate) use spare::{SpareFile, SpareRequest, ZERO_CHUNK_BYTES, prepare_spare, zero};
 
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{SEGMENT_HEADER_LEN, SegmentHeader, StoredBatch};
