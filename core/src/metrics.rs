@@ -20,7 +20,8 @@ impl ShardCounters {
 
     pub(crate) fn group_placed(&self, bytes: usize) {
         self.groups_written.set(self.groups_written.get() + 1);
-        self.bytes_written.set(self.bytes_written.get() + bytes as u64);
+        self.bytes_written
+            .set(self.bytes_written.get() + bytes as u64);
     }
 
     pub(crate) fn read_from_disk(&self) {

@@ -1,6 +1,7 @@
 //! The one queue between threads: many callers in, one shard out, bounded in requests and bytes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{Semaphore, TryAcquireError, mpsc, oneshot};
 
@@ -16,6 +17,8 @@ pub(crate) struct Mailbox {
     sender: mpsc::UnboundedSender<Command>,
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    /// Set by `close`: tells an orderly end from the death of the shard.
+    closing: Arc<AtomicBool>,
 }
 
 /// The shard's side.
@@ -37,6 +40,7 @@ impl Mailbox {
             sender,
             requests: Arc::clone(&requests),
             bytes: Arc::clone(&bytes),
+            closing: Arc::default(),
         };
         (
             mailbox,
@@ -71,7 +75,7 @@ impl Mailbox {
         let refused = |what| {
             move |e: TryAcquireError| match e {
                 TryAcquireError::NoPermits => Error::Full { what },
-                TryAcquireError::Closed => Error::Closed,
+                TryAcquireError::Closed => self.gone(),
             }
         };
         let request = Arc::clone(&self.requests)
@@ -116,13 +120,19 @@ impl Mailbox {
 
     /// Lets nobody in any more; those who wait for room hear that the store is closed.
     pub(crate) fn close_bounds(&self) {
+        self.closing.store(true, Ordering::Release);
         self.requests.close();
         self.bytes.close();
     }
 
-    /// Why nothing can be sent: the shard closes its bounds when it closes in order.
+    /// Whether the shard has ended, in order or not.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Why nothing can be sent.
     fn gone(&self) -> Error {
-        if self.requests.is_closed() {
+        if self.closing.load(Ordering::Acquire) {
             Error::Closed
         } else {
             Error::ShardDead { shard: self.shard }
@@ -131,7 +141,7 @@ impl Mailbox {
 
     /// Why a request that was sent is not answered.
     pub(crate) fn dropped(&self) -> Error {
-        if self.requests.is_closed() {
+        if self.closing.load(Ordering::Acquire) {
             Error::ClosedInFlight
         } else {
             Error::ShardDead { shard: self.shard }

@@ -249,12 +249,14 @@ impl Partition {
     /// Waits until every record below `offset` is durable; returns the offsets of that moment.
     ///
     /// # Errors
-    /// [`Error::Closed`] when the partition ends before that.
+    /// [`Error::PartitionNotFound`] when the partition is deleted before that,
+    /// [`Error::ClosedInFlight`] when the store is closed.
     pub async fn wait_for(&self, offset: u64) -> Result<Offsets> {
         let mut offsets = self.inner.offsets.clone();
         match offsets.wait_for(|o| o.durable() >= offset).await {
             Ok(offsets) => Ok(*offsets),
-            Err(_) => Err(self.inner.mailbox.dropped()),
+            Err(_) if self.inner.mailbox.has_ended() => Err(self.inner.mailbox.dropped()),
+            Err(_) => Err(Error::PartitionNotFound { id: self.inner.id }),
         }
     }
 

@@ -50,6 +50,7 @@ impl<B: IoBackend> Partition<B> {
             Change::Reopen(reply) => answer(reply, self.reopen().await),
             Change::Close(reply) => {
                 let result = self.seal_at_rest(false).await;
+                self.shard.removals_done().await;
                 self.end();
                 answer(reply, result);
             }
@@ -380,6 +381,7 @@ impl<B: IoBackend> Partition<B> {
             self.spare_ready.notified().await;
         }
         self.state.borrow_mut().spares.clear();
+        self.shard.removals_done().await;
         let log = recover_partition(self.shard.backend.as_ref(), &self.context).await?;
         if log.offsets.durable() < before.durable() {
             return Err(Error::corrupt(Corruption {

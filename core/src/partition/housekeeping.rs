@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use super::{Mode, Partition, State};
+use super::{Mode, Partition, ShardContext, State};
 use crate::error::Result;
 use crate::format::{Batch, Control, ControlReason};
 use crate::io::{IoBackend, IoFile};
@@ -155,13 +155,14 @@ impl<B: IoBackend> Partition<B> {
         if removed.is_empty() {
             return;
         }
-        let this = Rc::clone(self);
+        let shard = Rc::clone(&self.shard);
+        let removal = Removal::start(&shard);
         self.shard.backend.spawn(Box::pin(async move {
             for path in removed {
-                let backend = &this.shard.backend;
+                let backend = &shard.backend;
                 // A file that stays is dead by the chain of headers; the next recovery finds it.
                 if backend.remove_file(&path).await.is_err() {
-                    this.shard.stats.housekeeping_failed();
+                    shard.stats.housekeeping_failed();
                 }
                 if backend
                     .remove_file(&path.with_extension(INDEX_SUFFIX))
@@ -171,6 +172,7 @@ impl<B: IoBackend> Partition<B> {
                     // There was none.
                 }
             }
+            drop(removal);
         }));
     }
 
@@ -233,6 +235,22 @@ impl<B: IoBackend> Partition<B> {
             .map(|a| i64::try_from(a.as_millis()).unwrap_or(i64::MAX));
         retention(facts.collect(), config.retention_bytes, age_max_ms, now)
             .filter(|target| *target > state.offsets.log_start())
+    }
+}
+
+/// Counts a removal until the task that does it has ended.
+struct Removal<B: IoBackend>(Rc<ShardContext<B>>);
+
+impl<B: IoBackend> Removal<B> {
+    fn start(shard: &Rc<ShardContext<B>>) -> Self {
+        shard.removals.set(shard.removals.get() + 1);
+        Self(Rc::clone(shard))
+    }
+}
+
+impl<B: IoBackend> Drop for Removal<B> {
+    fn drop(&mut self) {
+        self.0.removals.set(self.0.removals.get().saturating_sub(1));
     }
 }
 

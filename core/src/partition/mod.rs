@@ -47,6 +47,9 @@ pub(crate) struct ShardContext<B: IoBackend> {
     /// Partitions whose tail is not sealed; the shard's ticker seals those that went idle.
     pub(crate) unsealed: RefCell<Vec<Rc<Partition<B>>>>,
     pub(crate) tick: LocalNotify,
+    /// Removals of files under way. A removal goes by name, and a name may come to a new use: so
+    /// nothing that ends or reopens a partition goes on before they are done.
+    pub(crate) removals: std::cell::Cell<usize>,
     /// Partitions on this shard: they share the budget of the tail cache.
     pub(crate) partitions: std::cell::Cell<usize>,
     pub(crate) stats: crate::metrics::ShardCounters,
@@ -58,8 +61,18 @@ impl<B: IoBackend> ShardContext<B> {
             backend,
             unsealed: RefCell::default(),
             tick: LocalNotify::default(),
+            removals: std::cell::Cell::new(0),
             partitions: std::cell::Cell::new(0),
             stats: crate::metrics::ShardCounters::default(),
+        }
+    }
+
+    /// Waits until no removal is under way.
+    pub(crate) async fn removals_done(&self) {
+        while self.removals.get() > 0 {
+            self.backend
+                .sleep(std::time::Duration::from_millis(1))
+                .await;
         }
     }
 }

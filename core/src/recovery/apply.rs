@@ -310,6 +310,8 @@ async fn make_writable<B: IoBackend>(
     for path in temporaries {
         match backend.remove_file(&path).await {
             Ok(()) => log.report.temporaries_removed += 1,
+            // An operation of the last process, done only now.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io("remove", &path, e)),
         }
     }
@@ -327,7 +329,9 @@ async fn make_writable<B: IoBackend>(
     }
 
     let same_alignment = segment.file.alignment() <= segment.header.alignment;
-    if case == TailCase::Clean && same_alignment {
+    // Offsets may have been shown beyond the end: the log goes on behind them.
+    let nothing_skipped = scan.reserved_end <= scan.end_offset;
+    if case == TailCase::Clean && same_alignment && nothing_skipped {
         let headroom = config.control_headroom_bytes(segment.header.alignment);
         let (position, sequence) = (scan.end_position, scan.next_sequence);
         log.active = Some(ActiveSegment::new(

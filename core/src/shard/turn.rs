@@ -73,6 +73,8 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
         bytes,
         ended,
     } = setup;
+    // Whatever ends the shard, nobody goes on waiting for room in its mailbox.
+    let _bounds = CloseBounds(Arc::clone(&requests), Arc::clone(&bytes));
     let shard = Rc::new(Shard {
         shared: Rc::new(ShardContext::new(Rc::clone(&backend))),
         path,
@@ -110,6 +112,7 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
         // The sender is dropped when the closing task has finished: that is the signal.
     }
     drop(mailbox);
+    shard.shared.removals_done().await;
     shard.release();
     drop(ended);
 }
@@ -431,6 +434,15 @@ impl<B: IoBackend> Shard<B> {
                 }
             }
         }));
+    }
+}
+
+struct CloseBounds(Arc<Semaphore>, Arc<Semaphore>);
+
+impl Drop for CloseBounds {
+    fn drop(&mut self) {
+        self.0.close();
+        self.1.close();
     }
 }
 
