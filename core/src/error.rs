@@ -1,14 +1,4 @@
 //! Errors that answer one question: what may the caller do now?
-//!
-//! | class | meaning | the caller may |
-//! | --- | --- | --- |
-//! | not applied | nothing happened and nothing will | retry, or correct the request |
-//! | outcome unknown | the append may be in the log after a recovery | `reopen()`, read the log end |
-//! | partition failed | this partition's write life is over | `reopen()` it; reads go on |
-//! | corrupt | acknowledged bytes are damaged | restore a copy, or read around the damage |
-//! | misuse | the request cannot be right | correct it |
-//!
-//! [`Error::class`] gives the class; nothing needs to be matched by text.
 
 use std::fmt;
 use std::io;
@@ -19,7 +9,15 @@ use crate::format::FormatError;
 /// The result of everything that can fail here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What happened to the request, and so what the caller may do. See the [module](self).
+/// What happened to the request, and so what the caller may do.
+///
+/// | class | meaning | the caller may |
+/// | --- | --- | --- |
+/// | not applied | nothing happened and nothing will | retry, or correct the request |
+/// | outcome unknown | the append may be in the log after a recovery | `reopen()`, read the log end |
+/// | partition failed | this partition's write life is over | `reopen()` it; reads go on |
+/// | corrupt | acknowledged bytes are damaged | restore a copy, or read around the damage |
+/// | misuse | the request cannot be right | correct it |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorClass {
@@ -123,7 +121,7 @@ impl fmt::Display for Corruption {
     }
 }
 
-/// Everything that can go wrong. See the [module](self) for what a caller may do about it.
+/// Everything that can go wrong; [`class`](Self::class) says what a caller may do about it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

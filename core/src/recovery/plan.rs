@@ -24,7 +24,7 @@ use std::fmt;
 use super::super::segment::{Scan, Stop, Survivor};
 use crate::format::{SegmentHeader, SegmentKind};
 
-/// What a partition's tail looked like. See the [table](self).
+/// What a partition's tail looked like, and so what recovery decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TailCase {
     /// Sealed or empty; goes on in place.
