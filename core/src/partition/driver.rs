@@ -334,9 +334,8 @@ impl<B: IoBackend> Partition<B> {
         state.offsets.set_written(state.pipeline.written().offset);
         state.offsets.set_durable(state.pipeline.durable().offset);
         let acknowledged = self.settle_waiters(state);
-        state
-            .linger
-            .acknowledged(acknowledged, self.shard.backend.now());
+        let (waiting, now) = (state.queued_appends, self.shard.backend.now());
+        state.linger.acknowledged(acknowledged, waiting, now);
     }
 
     /// Whether to let the event loop go round before the next group is formed.
