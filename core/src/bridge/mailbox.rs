@@ -106,6 +106,17 @@ impl Mailbox {
         }
     }
 
+    /// Why a partition publishes no more offsets.
+    pub(crate) fn ended(&self, id: u64) -> Error {
+        if self.requests.is_closed() {
+            Error::Closed
+        } else if self.sender.is_closed() {
+            Error::ShardDead { shard: self.shard }
+        } else {
+            Error::PartitionNotFound { id }
+        }
+    }
+
     /// Why a request that was sent is not answered.
     pub(crate) fn dropped(&self) -> Error {
         if self.requests.is_closed() {
