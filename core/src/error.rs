@@ -252,6 +252,9 @@ pub enum Error {
         /// Largest size that is accepted.
         limit_bytes: usize,
     },
+    /// Control batches are the log's own: recovery believes them.
+    #[error("a control batch cannot be appended; append records or an opaque batch")]
+    ControlBatch,
     /// An offset outside of what the partition holds.
     #[error("offset {requested} is outside of [{start}, {end}]")]
     OutOfRange {
@@ -334,6 +337,7 @@ impl Error {
             | Self::PartitionExists { .. }
             | Self::ReadOnly { .. }
             | Self::TooLarge { .. }
+            | Self::ControlBatch
             | Self::OutOfRange { .. }
             | Self::InsideOpaqueBatch { .. } => ErrorClass::Misuse,
         }

@@ -125,17 +125,23 @@ impl Mailbox {
         self.bytes.close();
     }
 
-    /// Whether the shard has ended, in order or not.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.sender.is_closed()
-    }
-
     /// Why nothing can be sent.
     fn gone(&self) -> Error {
         if self.closing.load(Ordering::Acquire) {
             Error::Closed
         } else {
             Error::ShardDead { shard: self.shard }
+        }
+    }
+
+    /// Why a partition publishes no more offsets.
+    pub(crate) fn ended(&self, id: u64) -> Error {
+        if self.closing.load(Ordering::Acquire) {
+            Error::Closed
+        } else if self.sender.is_closed() {
+            Error::ShardDead { shard: self.shard }
+        } else {
+            Error::PartitionNotFound { id }
         }
     }
 

@@ -7,7 +7,7 @@ use tokio::sync::{oneshot, watch};
 use super::pending::{AppendOptions, PendingAppend, TryAppendError};
 use super::{Mailbox, Subscription};
 use crate::error::{Error, Result};
-use crate::format::Batch;
+use crate::format::{Batch, BatchKind};
 use crate::offset::Offsets;
 use crate::partition::{
     Ack, AppendRequest, Appended, Change, Fetched, PartitionInfo, Permit, ReadLimits, Replies,
@@ -67,7 +67,8 @@ impl Partition {
     ///
     /// # Errors
     /// * certainly not applied: [`Error::TooLarge`], [`Error::NoSpace`], [`Error::Closed`],
-    ///   [`Error::ReadOnly`], [`Error::PartitionFailed`], [`Error::PartitionNotFound`];
+    ///   [`Error::ReadOnly`], [`Error::PartitionFailed`], [`Error::PartitionNotFound`],
+    ///   [`Error::ControlBatch`];
     /// * [`Error::OutcomeUnknown`]: the write failed; after [`reopen`](Self::reopen) the batch is
     ///   there as a whole or not at all.
     pub async fn append(&self, batch: Batch) -> Result<Appended> {
@@ -139,7 +140,7 @@ impl Partition {
     ) -> Result<impl Future<Output = Result<Appended>> + Send + use<>, TryAppendError> {
         let size = batch.encoded_len();
         let permit = match self
-            .check_size(size)
+            .check(&batch)
             .and_then(|()| self.inner.mailbox.try_reserve(size))
         {
             Ok(permit) => permit,
@@ -155,12 +156,15 @@ impl Partition {
     }
 
     async fn reserve(&self, batch: &Batch) -> Result<Permit> {
-        self.check_size(batch.encoded_len())?;
+        self.check(batch)?;
         self.inner.mailbox.reserve(batch.encoded_len()).await
     }
 
-    fn check_size(&self, size_bytes: usize) -> Result<()> {
-        let limit_bytes = self.inner.batch_bytes_max;
+    fn check(&self, batch: &Batch) -> Result<()> {
+        if batch.kind() == BatchKind::Control {
+            return Err(Error::ControlBatch);
+        }
+        let (size_bytes, limit_bytes) = (batch.encoded_len(), self.inner.batch_bytes_max);
         if size_bytes <= limit_bytes {
             return Ok(());
         }
@@ -249,14 +253,13 @@ impl Partition {
     /// Waits until every record below `offset` is durable; returns the offsets of that moment.
     ///
     /// # Errors
-    /// [`Error::PartitionNotFound`] when the partition is deleted before that,
-    /// [`Error::ClosedInFlight`] when the store is closed.
+    /// [`Error::Closed`], [`Error::PartitionNotFound`] or [`Error::ShardDead`] when store,
+    /// partition or shard end before that.
     pub async fn wait_for(&self, offset: u64) -> Result<Offsets> {
         let mut offsets = self.inner.offsets.clone();
         match offsets.wait_for(|o| o.durable() >= offset).await {
             Ok(offsets) => Ok(*offsets),
-            Err(_) if self.inner.mailbox.has_ended() => Err(self.inner.mailbox.dropped()),
-            Err(_) => Err(Error::PartitionNotFound { id: self.inner.id }),
+            Err(_) => Err(self.inner.mailbox.ended(self.inner.id)),
         }
     }
 

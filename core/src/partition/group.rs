@@ -147,6 +147,7 @@ impl<B: IoBackend> Partition<B> {
             };
             match level {
                 Ack::Accepted if covered => {
+                    self.shard.stats.acknowledged(appended.count);
                     answer(replies.done, Ok(appended));
                     wait(false, WaiterKind::Nobody);
                 }

@@ -165,7 +165,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         reserved_end: scan.reserved_end.max(scan.end_offset),
         next_number: inventory.next_number,
         next_sequence: segment.header.sequence + 1,
-        last_timestamp: scan.max_timestamp,
+        last_timestamp: scan.append_time_ms,
         link: scan.link,
         read_only,
         report,

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::Segment;
+use super::index::newest_record;
 use crate::format::{Batch, Placement};
 use crate::io::{BufPool, IoFile};
 
@@ -132,7 +133,8 @@ impl<F: IoFile> ActiveSegment<F> {
                 start,
             });
             let batch_position = position + start as u64;
-            let max_timestamp = batch.max_timestamp(context.append_time_ms);
+            let newest = batch.max_timestamp(context.append_time_ms);
+            let max_timestamp = newest_record(batch.record_count(), newest);
             self.segment
                 .with_index(|index| index.push(base_offset, batch_position, max_timestamp));
             start += batch.encoded_len();

@@ -33,6 +33,16 @@ pub(crate) struct SparseIndex {
     max_timestamp: i64,
 }
 
+/// The timestamp of a batch that the index counts: control batches carry the log's time, and no
+/// record.
+pub(super) fn newest_record(record_count: u32, max_timestamp: i64) -> i64 {
+    if record_count == 0 {
+        i64::MIN
+    } else {
+        max_timestamp
+    }
+}
+
 impl SparseIndex {
     pub(crate) fn new(interval_bytes: u32) -> Self {
         Self {

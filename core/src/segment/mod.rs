@@ -21,6 +21,7 @@ use std::rc::Rc;
 pub(crate) use active::{ActiveSegment, GroupContext, PlacedBatch, PlacedGroup};
 pub(crate) use cursor::{Cursor, ReadError};
 pub(crate) use index::SparseIndex;
+use index::newest_record;
 pub(crate) use name::{FileName, INDEX_SUFFIX};
 pub(crate) use scan::{Scan, Stop, Survivor, scan_segment};
 pub(crate) use spare::{SpareFile, SpareRequest, ZERO_CHUNK_BYTES, prepare_spare, zero};
@@ -106,7 +107,8 @@ impl<F: IoFile> Segment<F> {
             match cursor.batch_at(position).await {
                 Ok(batch) => {
                     let header = batch.header();
-                    index.push(header.base_offset, position, header.max_timestamp());
+                    let newest = newest_record(header.record_count, header.max_timestamp());
+                    index.push(header.base_offset, position, newest);
                     position = cursor.position_after(header, position);
                 }
                 // Damage is the reader's to report; the index goes on behind it.

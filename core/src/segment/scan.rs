@@ -2,6 +2,7 @@
 //!
 //! A scan only reads. It answers with facts; what they mean is decided by `recovery::plan`.
 
+use super::index::newest_record;
 use super::{Cursor, ReadError, Segment, SparseIndex};
 use crate::error::{CorruptionKind, Error, Result};
 use crate::format::{
@@ -54,8 +55,8 @@ pub(crate) struct Scan {
     pub(crate) rewrite_from: u64,
     /// Generation of the last batch, or of the segment.
     pub(crate) generation: u32,
-    /// Newest append or record time, in milliseconds.
-    pub(crate) max_timestamp: i64,
+    /// Newest time that the log gave, in milliseconds.
+    pub(crate) append_time_ms: i64,
     /// Why the chain ends.
     pub(crate) stop: Stop,
     /// What lies behind the end.
@@ -85,7 +86,7 @@ pub(crate) async fn scan_segment<F: IoFile>(
         reserved_end: header.reserved_end,
         rewrite_from: SEGMENT_HEADER_LEN as u64,
         generation: header.generation,
-        max_timestamp: i64::MIN,
+        append_time_ms: header.created_ms,
         stop: Stop::Full,
         survivor: None,
         index: SparseIndex::new(index_interval_bytes),
@@ -136,9 +137,12 @@ pub(crate) async fn scan_segment<F: IoFile>(
         durable = durable.max(found.durable_offset().unwrap_or(0));
         scan.generation = found.generation;
         scan.sealed = sealed;
-        scan.index
-            .push(found.base_offset, position, found.max_timestamp());
-        scan.max_timestamp = scan.max_timestamp.max(found.max_timestamp());
+        let newest = newest_record(found.record_count, found.max_timestamp());
+        scan.index.push(found.base_offset, position, newest);
+        // The log's own time only: a producer's wrong clock must not become the log's.
+        if found.is_append_time() {
+            scan.append_time_ms = scan.append_time_ms.max(found.max_timestamp());
+        }
         scan.end_offset = batch.end_offset();
         scan.next_sequence = found.sequence.wrapping_add(1);
         scan.link = found.encode_into(&mut [0; BATCH_HEADER_LEN]);
