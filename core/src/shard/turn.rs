@@ -137,6 +137,12 @@ impl<B: IoBackend> Shard<B> {
                     Err(e) => answer(reply, Err(e)),
                 }
             }
+            Command::Inspect { id, incarnation, request, reply } => {
+                match self.find(id, incarnation) {
+                    Ok(p) => self.spawn(reply, p.inspect(request)),
+                    Err(e) => answer(reply, Err(e)),
+                }
+            }
             Command::Ping(reply) => answer(reply, ()),
             Command::Boot(reply) => {
                 let this = Rc::clone(self);
