@@ -12,7 +12,7 @@ use crate::format::{
     BATCH_HEADER_LEN, BatchHeader, BatchKind, Control, FormatError, SEGMENT_HEADER_LEN,
     SegmentHeader, StoredBatch,
 };
-use crate::io::{IoBackend, IoFile};
+use crate::io::IoBackend;
 use crate::segment::{Cursor, ReadError, Segment};
 
 const CHUNK_BYTES: usize = 1 << 20;

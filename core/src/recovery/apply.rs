@@ -96,6 +96,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         })));
     };
     let (segment, scan, case) = scan_newest(context, found, header, &mut damage).await?;
+    let tail_cut = damage.cut.is_some();
 
     let (links, missing) = predecessors(&headers, newest, scan.log_start);
     if let Some(identity) = missing {
@@ -117,7 +118,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         };
         if found.len < link.end_position {
             let kind = CorruptionKind::Shortened { len: found.len, needed: link.end_position };
-            damage.note(corruption_of(&found, partition, kind))?;
+            damage.note_shortened(corruption_of(&found, partition, kind))?;
         }
         let (end, position) = (link.end_offset, link.end_position);
         sealed.push(Rc::new(Segment::new(found.file, found.path, header, end, position, None)));
@@ -132,7 +133,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         skipped_offsets: 0,
         segments: sealed.len() + 1,
         rewritten_bytes: 0,
-        cut: (case == TailCase::Torn || damage.cut.is_some())
+        cut: (case == TailCase::Torn || tail_cut)
             .then(|| (segment.path.clone(), scan.end_position)),
         temporaries_removed: 0,
         foreign: inventory.foreign,
@@ -192,6 +193,13 @@ impl Damage {
         }
         self.cut.get_or_insert(corruption);
         Ok(())
+    }
+
+    /// Notes a sealed segment that is too short, unless a truncation will follow that removes what
+    /// is missing.
+    fn note_shortened(&mut self, corruption: Corruption) -> Result<()> {
+        let ordered = self.policy == OnCorruption::CutTail { partition: self.partition };
+        if ordered { Ok(()) } else { self.note(corruption) }
     }
 }
 
