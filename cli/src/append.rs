@@ -9,9 +9,7 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use alluvium::format::{Batch, BatchBuilder};
-use alluvium::{
-    Ack, AppendOptions, Appended, Error, InspectDetail, InspectRequest, Partition,
-};
+use alluvium::{Ack, AppendOptions, Appended, Error, InspectDetail, InspectRequest, Partition};
 use indicatif::ProgressBar;
 
 use crate::args::AppendArgs;
@@ -36,9 +34,17 @@ pub(crate) async fn run(target: &NamedStore, args: AppendArgs) -> Result<Outcome
     };
     let (store, _) = target.open(settings).await?;
     let partition = store.partition_or_create(args.partition).await?;
-    let skip = if args.resume { records_held(&partition).await? } else { 0 };
+    let skip = if args.resume {
+        records_held(&partition).await?
+    } else {
+        0
+    };
     let mut appender = Appender {
-        acked_to: args.acked_to.as_deref().map(AckedFile::create).transpose()?,
+        acked_to: args
+            .acked_to
+            .as_deref()
+            .map(AckedFile::create)
+            .transpose()?,
         bar: progress(input.len),
         builder: BatchBuilder::new(),
         pending: VecDeque::new(),
@@ -64,7 +70,10 @@ pub(crate) async fn run(target: &NamedStore, args: AppendArgs) -> Result<Outcome
 
 /// How many records of the input the partition holds already.
 async fn records_held(partition: &Partition) -> Result<u64, Failure> {
-    let request = InspectRequest { detail: InspectDetail::Segments, ..InspectRequest::default() };
+    let request = InspectRequest {
+        detail: InspectDetail::Segments,
+        ..InspectRequest::default()
+    };
     let segments = partition.inspect(request).await?.segments;
     for pair in segments.windows(2) {
         let [before, after] = pair else { continue };
@@ -136,7 +145,9 @@ impl Appender {
             if needed > self.partition.batch_bytes_max() && !self.builder.is_empty() {
                 self.flush().await?;
             }
-            self.builder.push_value(&record).map_err(|e| self.refused(&e))?;
+            self.builder
+                .push_value(&record)
+                .map_err(|e| self.refused(&e))?;
             self.bytes += record.len() as u64;
             if self.builder.record_count() >= self.batch_records {
                 self.flush().await?;
@@ -151,7 +162,9 @@ impl Appender {
         if self.builder.is_empty() {
             return Ok(());
         }
-        let batch = std::mem::take(&mut self.builder).finish().map_err(|e| self.refused(&e))?;
+        let batch = std::mem::take(&mut self.builder)
+            .finish()
+            .map_err(|e| self.refused(&e))?;
         self.records += u64::from(batch.record_count());
         while self.pending.len() >= self.inflight {
             self.wait_for_oldest().await?;
@@ -206,9 +219,13 @@ impl Appender {
         let mut out = Output::new();
         if self.skipped > 0 {
             let skipped = counted(self.skipped, "record");
-            out.line(format_args!("skipped {skipped} that the partition holds already"))?;
+            out.line(format_args!(
+                "skipped {skipped} that the partition holds already"
+            ))?;
         }
-        let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+        let millis = u64::try_from(elapsed.as_millis())
+            .unwrap_or(u64::MAX)
+            .max(1);
         out.line(format_args!(
             "appended {} ({}) in {:.3} s: {} records/s, {}/s",
             counted(self.records, "record"),
@@ -257,11 +274,16 @@ impl AckedFile {
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).open(path);
         let file = file.map_err(Failure::io("create", path))?;
-        Ok(Self { file, path: path.to_path_buf() })
+        Ok(Self {
+            file,
+            path: path.to_path_buf(),
+        })
     }
 
     fn write(&self, end: u64) -> Result<(), Failure> {
         let line = format!("{end:020}\n");
-        self.file.write_all_at(line.as_bytes(), 0).map_err(Failure::io("write", &self.path))
+        self.file
+            .write_all_at(line.as_bytes(), 0)
+            .map_err(Failure::io("write", &self.path))
     }
 }

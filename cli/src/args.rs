@@ -100,7 +100,11 @@ pub(crate) struct AppendArgs {
 
 impl AppendArgs {
     pub(crate) fn framing(&self) -> Framing {
-        if self.length_prefixed { Framing::LengthPrefixed } else { Framing::Lines }
+        if self.length_prefixed {
+            Framing::LengthPrefixed
+        } else {
+            Framing::Lines
+        }
     }
 }
 

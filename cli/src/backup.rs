@@ -24,7 +24,9 @@ impl Backup {
             None => beside(&store),
         };
         let existing = dir.ancestors().find(|path| path.exists()).unwrap_or(&dir);
-        let real = existing.canonicalize().map_err(Failure::io("find", existing))?;
+        let real = existing
+            .canonicalize()
+            .map_err(Failure::io("find", existing))?;
         if real.starts_with(&store) {
             return Err(Failure::Other(format!(
                 "{}: lies inside of the store; name a directory outside of it with --backup-dir",
@@ -60,7 +62,9 @@ impl Backup {
 }
 
 fn beside(store: &Path) -> PathBuf {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs());
     let mut name = store.as_os_str().to_owned();
     name.push(format!(".repair-{seconds}"));
     PathBuf::from(name)
@@ -72,7 +76,9 @@ fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
     let copied = io::copy(&mut source, &mut copy)?;
     let len = source.metadata()?.len();
     if copied != len {
-        return Err(io::Error::other(format!("{copied} of {len} bytes were copied")));
+        return Err(io::Error::other(format!(
+            "{copied} of {len} bytes were copied"
+        )));
     }
     copy.sync_all()
 }

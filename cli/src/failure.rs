@@ -46,7 +46,11 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
-        move |source| Self::Io { action, path, source }
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
     }
 
     /// Tells standard error, and gives the exit code.
@@ -71,7 +75,11 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(e) => write_chain(f, e),
-            Self::Io { action, path, source } => {
+            Self::Io {
+                action,
+                path,
+                source,
+            } => {
                 write!(f, "{action} {}: {source}", path.display())
             }
             Self::Output(e) => write!(f, "write to standard output: {e}"),

@@ -49,7 +49,12 @@ impl Input {
         };
         let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
         let read = move || {
-            let mut source = Source { reader: BufReader::new(reader), framing, name, number: 0 };
+            let mut source = Source {
+                reader: BufReader::new(reader),
+                framing,
+                name,
+                number: 0,
+            };
             loop {
                 match source.chunk() {
                     Ok(chunk) if chunk.records.is_empty() => return,
@@ -66,7 +71,9 @@ impl Input {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("input".to_owned()).spawn(read);
+        let thread = std::thread::Builder::new()
+            .name("input".to_owned())
+            .spawn(read);
         thread.map_err(|e| Failure::Other(format!("start a thread to read the input: {e}")))?;
         Ok(Self { chunks, len })
     }
@@ -90,7 +97,9 @@ impl Source {
     fn chunk(&mut self) -> Result<Chunk, Failure> {
         let mut chunk = Chunk::default();
         while chunk.records.len() < CHUNK_RECORDS && chunk.bytes < CHUNK_BYTES {
-            let Some((record, bytes)) = self.record()? else { break };
+            let Some((record, bytes)) = self.record()? else {
+                break;
+            };
             self.number += 1;
             chunk.records.push(record);
             chunk.bytes += bytes;
@@ -108,14 +117,19 @@ impl Source {
             Framing::LengthPrefixed => self.length_prefixed(),
         };
         record.map_err(|e| {
-            Failure::Other(format!("{}: record {} of the input: {e}", self.name, self.number))
+            Failure::Other(format!(
+                "{}: record {} of the input: {e}",
+                self.name, self.number
+            ))
         })
     }
 
     fn line(&mut self) -> io::Result<Option<(Vec<u8>, u64)>> {
         let mut line = Vec::new();
         let limit = RECORD_LEN_MAX as u64 + 1;
-        let bytes = (&mut self.reader).take(limit).read_until(b'\n', &mut line)?;
+        let bytes = (&mut self.reader)
+            .take(limit)
+            .read_until(b'\n', &mut line)?;
         if bytes == 0 {
             return Ok(None);
         }

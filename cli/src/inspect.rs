@@ -2,12 +2,12 @@
 
 use alluvium::format::{BatchKind, ControlReason};
 use alluvium::{Corruption, InspectDetail, InspectedBatch, InspectedSegment};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
 use crate::args::InspectArgs;
 use crate::failure::{Failure, Outcome};
-use crate::output::{Output, counted, size};
+use crate::output::{Output, counted, size, table};
 use crate::survey::{Survey, survey};
 use crate::target::{NamedStore, close};
 use crate::verify::place;
@@ -18,8 +18,11 @@ const SHOWN: usize = 10;
 /// Prints tables or JSON.
 pub(crate) async fn run(target: &NamedStore, args: InspectArgs) -> Result<Outcome, Failure> {
     let (store, _) = target.open_read_only().await?;
-    let detail =
-        if args.segments_only { InspectDetail::Damage } else { InspectDetail::Batches };
+    let detail = if args.segments_only {
+        InspectDetail::Damage
+    } else {
+        InspectDetail::Batches
+    };
     let surveys = survey(&store, args.partition, detail).await?;
     let store_id = store.info().store_id;
     close(&store).await?;
@@ -32,13 +35,20 @@ pub(crate) async fn run(target: &NamedStore, args: InspectArgs) -> Result<Outcom
             partitions: surveys.iter().map(JsonPartition::from).collect(),
         })?;
     } else {
-        out.line(format_args!("store {} ({store_id:016x})", target.dir.display()))?;
+        out.line(format_args!(
+            "store {} ({store_id:016x})",
+            target.dir.display()
+        ))?;
         for survey in &surveys {
             tell(&mut out, survey, &args)?;
         }
     }
     out.flush()?;
-    Ok(if damaged { Outcome::Damaged } else { Outcome::Done })
+    Ok(if damaged {
+        Outcome::Damaged
+    } else {
+        Outcome::Done
+    })
 }
 
 fn tell(out: &mut Output, survey: &Survey, args: &InspectArgs) -> Result<(), Failure> {
@@ -74,16 +84,16 @@ fn tell(out: &mut Output, survey: &Survey, args: &InspectArgs) -> Result<(), Fai
         let (hidden, last) = rest.split_at(rest.len().saturating_sub(SHOWN));
         out.line(batch_table(first, &[]))?;
         let hidden = counted(hidden.len() as u64, "batch");
-        out.line(format_args!("... {hidden} not shown (--all shows them) ..."))?;
+        out.line(format_args!(
+            "... {hidden} not shown (--all shows them) ..."
+        ))?;
         out.line(batch_table(last, &segment.damage))?;
     }
     Ok(())
 }
 
 fn new_table(header: &[&str], numbers: &[usize]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(header);
+    let mut table = table(header);
     for &column in numbers {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -99,7 +109,10 @@ fn segment_table(segments: &[InspectedSegment]) -> Table {
     ];
     let mut table = new_table(&header, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
     for segment in segments {
-        let name = segment.path.file_name().map(|n| n.to_string_lossy().into_owned());
+        let name = segment
+            .path
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned());
         let state = match segment.damage.len() as u64 {
             0 => "valid".to_owned(),
             n => counted(n, "damaged place"),
@@ -123,8 +136,17 @@ fn segment_table(segments: &[InspectedSegment]) -> Table {
 
 /// Batches and damaged places in order of position.
 fn batch_table(batches: &[InspectedBatch], damage: &[Corruption]) -> Table {
-    let header =
-        ["position", "size", "base", "end", "records", "kind", "gen", "timestamp", "state"];
+    let header = [
+        "position",
+        "size",
+        "base",
+        "end",
+        "records",
+        "kind",
+        "gen",
+        "timestamp",
+        "state",
+    ];
     let mut table = new_table(&header, &[0, 1, 2, 3, 4, 6, 7]);
     let mut rows: Vec<(u64, [String; 9])> = Vec::with_capacity(batches.len() + damage.len());
     for batch in batches {
@@ -146,8 +168,13 @@ fn batch_table(batches: &[InspectedBatch], damage: &[Corruption]) -> Table {
         if batches.iter().any(|b| b.position == fault.position) {
             continue;
         }
-        let end = fault.offset_end.map(|end| end.to_string()).unwrap_or_default();
-        let lost = fault.offset_end.map(|end| end.saturating_sub(fault.offset_start).to_string());
+        let end = fault
+            .offset_end
+            .map(|end| end.to_string())
+            .unwrap_or_default();
+        let lost = fault
+            .offset_end
+            .map(|end| end.saturating_sub(fault.offset_start).to_string());
         let row = [
             fault.position.to_string(),
             String::new(),
@@ -293,7 +320,11 @@ impl From<&InspectedSegment> for JsonSegment {
             created_ms: header.created_ms,
             batch_count: segment.batch_count,
             record_count: segment.record_count,
-            batches: segment.batches.iter().map(|b| JsonBatch::new(b, &segment.damage)).collect(),
+            batches: segment
+                .batches
+                .iter()
+                .map(|b| JsonBatch::new(b, &segment.damage))
+                .collect(),
         }
     }
 }

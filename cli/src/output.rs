@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
 use bytesize::ByteSize;
+use comfy_table::{Table, TableComponent, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::failure::Failure;
@@ -68,6 +69,16 @@ pub(crate) fn size(bytes: u64) -> String {
     ByteSize(bytes).to_string()
 }
 
+/// A table with a line under its header and nothing else drawn.
+pub(crate) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_style(TableComponent::HeaderLines, '─');
+    table.set_style(TableComponent::MiddleHeaderIntersections, '─');
+    table.set_header(header);
+    table
+}
+
 /// A progress bar on standard error when that is a terminal, in bytes; without a length a spinner.
 pub(crate) fn progress(bytes: Option<u64>) -> ProgressBar {
     if !io::stderr().is_terminal() {
@@ -78,7 +89,10 @@ pub(crate) fn progress(bytes: Option<u64>) -> ProgressBar {
             ProgressBar::new(len),
             "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {msg}",
         ),
-        None => (ProgressBar::new_spinner(), "{spinner} {bytes} {bytes_per_sec} {msg}"),
+        None => (
+            ProgressBar::new_spinner(),
+            "{spinner} {bytes} {bytes_per_sec} {msg}",
+        ),
     };
     bar.set_draw_target(ProgressDrawTarget::stderr());
     match ProgressStyle::with_template(template) {

@@ -4,25 +4,30 @@ use std::path::{Path, PathBuf};
 
 use alluvium::BackendKind;
 use alluvium::backends::probe::{probe, probe_dir};
-use comfy_table::{Table, presets};
 
 use crate::failure::{Failure, Outcome};
-use crate::output::Output;
+use crate::output::{Output, table};
 
 /// Prints what was found out.
 pub(crate) fn run(dir: Option<&Path>) -> Result<Outcome, Failure> {
     let mut out = Output::new();
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["backend", "works", "why", "facts"]);
+    let mut table = table(&["backend", "works", "why", "facts"]);
     for result in probe() {
         let works = if result.works { "yes" } else { "no" };
         let name = result.backend.to_string();
-        table.add_row([name.as_str(), works, &result.why, &result.details.join("\n")]);
+        table.add_row([
+            name.as_str(),
+            works,
+            &result.why,
+            &result.details.join("\n"),
+        ]);
     }
     out.line(table)?;
     match BackendKind::Auto.resolve() {
-        Ok(resolved) => out.line(format_args!("auto takes {}: {}", resolved.kind, resolved.why))?,
+        Ok(resolved) => out.line(format_args!(
+            "auto takes {}: {}",
+            resolved.kind, resolved.why
+        ))?,
         Err(e) => out.line(e)?,
     }
     match dir {
@@ -71,6 +76,9 @@ fn nearest_existing(dir: &Path) -> Result<PathBuf, Failure> {
     match existing {
         Some(path) if path == absolute => Ok(dir.to_path_buf()),
         Some(path) => Ok(path.to_path_buf()),
-        None => Err(Failure::Other(format!("{}: no parent of it exists", dir.display()))),
+        None => Err(Failure::Other(format!(
+            "{}: no parent of it exists",
+            dir.display()
+        ))),
     }
 }

@@ -18,7 +18,10 @@ pub(crate) async fn run(target: &NamedStore, args: ReadArgs) -> Result<Outcome, 
         (Some(offset), _) => offset,
         (None, Some(timestamp)) => {
             // All records are older: there is nothing to print.
-            partition.offset_for_timestamp(timestamp).await?.unwrap_or(offsets.durable())
+            partition
+                .offset_for_timestamp(timestamp)
+                .await?
+                .unwrap_or(offsets.durable())
         }
         (None, None) => offsets.log_start(),
     };
@@ -34,7 +37,11 @@ pub(crate) async fn run(target: &NamedStore, args: ReadArgs) -> Result<Outcome, 
     printer.out.flush()?;
     printed?;
     close(&store).await?;
-    Ok(if printer.damaged { Outcome::Damaged } else { Outcome::Done })
+    Ok(if printer.damaged {
+        Outcome::Damaged
+    } else {
+        Outcome::Done
+    })
 }
 
 /// Prints records in a format, up to a number of them.
@@ -55,7 +62,10 @@ impl Printer {
     pub(crate) async fn print(&mut self, partition: &Partition, from: u64) -> Result<u64, Failure> {
         let mut at = from;
         while self.left > 0 {
-            let limits = ReadLimits { records_max: self.left, ..ReadLimits::default() };
+            let limits = ReadLimits {
+                records_max: self.left,
+                ..ReadLimits::default()
+            };
             let fetched = match partition.read(at, limits, Visibility::Durable).await {
                 Ok(fetched) => fetched,
                 Err(Error::Corrupt(damage)) if self.skip_damaged => {
@@ -82,7 +92,9 @@ impl Printer {
 
     fn print_batch(&mut self, batch: &StoredBatch) -> Result<(), Failure> {
         if batch.is_opaque() {
-            self.left = self.left.saturating_sub(batch.end_offset() - batch.first_offset());
+            self.left = self
+                .left
+                .saturating_sub(batch.end_offset() - batch.first_offset());
             return match self.format {
                 RecordFormat::Json => self.out.json(&JsonOpaque {
                     offset: batch.base_offset(),
@@ -129,14 +141,17 @@ impl From<&[u8]> for Text {
     fn from(bytes: &[u8]) -> Self {
         match std::str::from_utf8(bytes) {
             Ok(text) => Self::Utf8(text.to_owned()),
-            Err(_) => Self::Hex { hex: hexadecimal(bytes) },
+            Err(_) => Self::Hex {
+                hex: hexadecimal(bytes),
+            },
         }
     }
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
-    const DIGITS: [char; 16] =
-        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+    const DIGITS: [char; 16] = [
+        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
+    ];
     let mut out = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
         out.push(DIGITS[usize::from(byte >> 4)]);

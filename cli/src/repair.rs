@@ -54,7 +54,11 @@ pub(crate) async fn run(target: &NamedStore, args: RepairArgs) -> Result<Outcome
     if cuts.is_empty() {
         close(&store).await?;
         out.flush()?;
-        return Ok(if left { Outcome::Damaged } else { Outcome::Done });
+        return Ok(if left {
+            Outcome::Damaged
+        } else {
+            Outcome::Done
+        });
     }
     if !args.apply {
         close(&store).await?;
@@ -66,17 +70,27 @@ pub(crate) async fn run(target: &NamedStore, args: RepairArgs) -> Result<Outcome
     for cut in &cuts {
         backup.copy(&cut.files)?;
     }
-    out.line(format_args!("copied what the cut touches to {}", backup.dir().display()))?;
+    out.line(format_args!(
+        "copied what the cut touches to {}",
+        backup.dir().display()
+    ))?;
     out.flush()?;
     close(&store).await?;
     for cut in &cuts {
         cut.apply(target).await?;
-        out.line(format_args!("partition {}: cut at offset {}", cut.partition, cut.at))?;
+        out.line(format_args!(
+            "partition {}: cut at offset {}",
+            cut.partition, cut.at
+        ))?;
         out.flush()?;
     }
     let left = check(target, &mut out, &cuts).await? || left;
     out.flush()?;
-    Ok(if left { Outcome::Damaged } else { Outcome::Done })
+    Ok(if left {
+        Outcome::Damaged
+    } else {
+        Outcome::Done
+    })
 }
 
 /// Looks again at what was cut; returns whether damage is left.
@@ -147,16 +161,24 @@ fn judge(survey: &Survey) -> Verdict {
     // A header that cannot be read, or a file that is not there: what it held is not known.
     let beyond = survey.damage.iter().find(|d| !of_segment(d));
     if let Some(damage) = beyond {
-        return Verdict::Beyond { damage: damage.clone(), why: CANNOT };
+        return Verdict::Beyond {
+            damage: damage.clone(),
+            why: CANNOT,
+        };
     }
     let newest = survey.segments.last().map(|s| &s.path);
     let log_start = survey.info.offsets.log_start();
     // A short file is told by the place at which its batches end, if any are missing.
     let walked = survey.damage.iter().filter(|d| !too_short(d));
     let costs_records = |d: &&Corruption| {
-        Some(&d.path) == newest || d.offset_end.is_none_or(|end| end > d.offset_start.max(log_start))
+        Some(&d.path) == newest
+            || d.offset_end
+                .is_none_or(|end| end > d.offset_start.max(log_start))
     };
-    let first = walked.clone().filter(costs_records).min_by_key(|d| (d.offset_start, d.position));
+    let first = walked
+        .clone()
+        .filter(costs_records)
+        .min_by_key(|d| (d.offset_start, d.position));
     match (first, survey.damage.first()) {
         (Some(first), _) => plan(survey, first, first.offset_start.max(log_start)),
         (None, None) => Verdict::Sound,
@@ -172,11 +194,17 @@ fn judge(survey: &Survey) -> Verdict {
 }
 
 fn plan(survey: &Survey, damage: &Corruption, at: u64) -> Verdict {
-    let from = survey.segments.iter().position(|s| s.path == damage.path).unwrap_or(0);
+    let from = survey
+        .segments
+        .iter()
+        .position(|s| s.path == damage.path)
+        .unwrap_or(0);
     let touched = survey.segments.get(from..).unwrap_or_default();
     let behind = |segment: &InspectedSegment| {
         let batches = segment.batches.iter();
-        batches.map(|b| b.end_offset.saturating_sub(b.header.base_offset.max(at))).sum::<u64>()
+        batches
+            .map(|b| b.end_offset.saturating_sub(b.header.base_offset.max(at)))
+            .sum::<u64>()
     };
     Verdict::Cut(Cut {
         partition: survey.info.id,
@@ -237,7 +265,11 @@ impl Cut {
         let (store, _) = target.open(settings).await?;
         let handle = store.partition(partition).await?;
         let end = handle.offsets().log_end();
-        let cut = if end > self.at { handle.truncate_to(self.at).await } else { Ok(()) };
+        let cut = if end > self.at {
+            handle.truncate_to(self.at).await
+        } else {
+            Ok(())
+        };
         let closed = close(&store).await;
         match cut {
             Err(Error::InsideOpaqueBatch { base, .. }) => Err(Failure::Other(format!(

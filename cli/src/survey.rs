@@ -21,7 +21,10 @@ impl Survey {
     /// The unacknowledged tail that the next opening for writing cuts, for people.
     pub(crate) fn torn_tail(&self) -> Option<String> {
         let recovery = &self.info.recovery;
-        let (path, position) = recovery.cut.as_ref().filter(|_| recovery.case == TailCase::Torn)?;
+        let (path, position) = recovery
+            .cut
+            .as_ref()
+            .filter(|_| recovery.case == TailCase::Torn)?;
         Some(format!(
             "torn tail at byte {position} of {}: unacknowledged writes of a process that died; the \
              next opening for writing cuts them",
@@ -76,19 +79,32 @@ async fn survey_partition(
     let mut from = Some(0);
     let mut noted = Vec::new();
     while let Some(from_sequence) = from {
-        let request = InspectRequest { from_sequence, segments_max: 1, detail };
+        let request = InspectRequest {
+            from_sequence,
+            segments_max: 1,
+            detail,
+        };
         let found = partition.inspect(request).await?;
         bar.inc(found.segments.iter().map(|s| s.end_position).sum());
         segments.extend(found.segments);
         noted = found.noted;
         from = found.next_sequence;
     }
-    let walked: Vec<Corruption> = segments.iter().flat_map(|s| s.damage.iter().cloned()).collect();
+    let walked: Vec<Corruption> = segments
+        .iter()
+        .flat_map(|s| s.damage.iter().cloned())
+        .collect();
     // The walk tells more about a place than the opening did.
     let known = |n: &Corruption| {
-        walked.iter().any(|w| w.path == n.path && w.position == n.position)
+        walked
+            .iter()
+            .any(|w| w.path == n.path && w.position == n.position)
     };
     let mut damage: Vec<_> = noted.into_iter().filter(|n| !known(n)).collect();
     damage.extend(walked);
-    Ok(Survey { info, segments, damage })
+    Ok(Survey {
+        info,
+        segments,
+        damage,
+    })
 }

@@ -77,7 +77,9 @@ impl Tail {
             Err(Failure::Store(Error::AlreadyOpen { path })) => {
                 if !self.told_busy {
                     let path = path.display();
-                    complain(&format!("{path}: open in another process; waiting until it closes"));
+                    complain(&format!(
+                        "{path}: open in another process; waiting until it closes"
+                    ));
                     self.told_busy = true;
                 }
                 Ok(())
@@ -95,11 +97,15 @@ impl Tail {
         let from = match self.next {
             None => end.saturating_sub(args.records).max(start),
             Some(next) if next > end => {
-                complain(&format!("the log was truncated to offset {end}; going on there"));
+                complain(&format!(
+                    "the log was truncated to offset {end}; going on there"
+                ));
                 end
             }
             Some(next) if next < start => {
-                complain(&format!("the log now starts at offset {start}; going on there"));
+                complain(&format!(
+                    "the log now starts at offset {start}; going on there"
+                ));
                 start
             }
             Some(next) => next,

@@ -36,7 +36,10 @@ impl Target {
     /// The store, which most commands need.
     pub(crate) fn named(&self) -> Result<NamedStore, Failure> {
         match &self.dir {
-            Some(dir) => Ok(NamedStore { dir: dir.clone(), backend: self.backend }),
+            Some(dir) => Ok(NamedStore {
+                dir: dir.clone(),
+                backend: self.backend,
+            }),
             None => Err(Failure::Other(
                 "no store named: give its directory with --dir or ALLUVIUM_DIR".to_owned(),
             )),

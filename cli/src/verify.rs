@@ -28,16 +28,27 @@ pub(crate) async fn run(target: &NamedStore, args: VerifyArgs) -> Result<Outcome
         tell(&mut out, survey)?;
         places += survey.damage.len() as u64;
     }
-    let verdict = if places == 0 { "clean".to_owned() } else { counted(places, "damaged place") };
+    let verdict = if places == 0 {
+        "clean".to_owned()
+    } else {
+        counted(places, "damaged place")
+    };
     out.line(format_args!(
         "{}: {}, {}, {}: {verdict}",
         target.dir.display(),
         counted(surveys.len() as u64, "partition"),
-        counted(surveys.iter().map(|s| s.segments.len() as u64).sum(), "segment"),
+        counted(
+            surveys.iter().map(|s| s.segments.len() as u64).sum(),
+            "segment"
+        ),
         counted(surveys.iter().map(Survey::record_count).sum(), "record"),
     ))?;
     out.flush()?;
-    Ok(if places == 0 { Outcome::Done } else { Outcome::Damaged })
+    Ok(if places == 0 {
+        Outcome::Done
+    } else {
+        Outcome::Damaged
+    })
 }
 
 fn unopened(error: &Error) -> String {
@@ -65,7 +76,10 @@ fn tell(out: &mut Output, survey: &Survey) -> Result<(), Failure> {
         out.line(format_args!("  note: {note}"))?;
     }
     for foreign in &info.recovery.foreign {
-        out.line(format_args!("  note: {}: not a file of the store; ignored", foreign.display()))?;
+        out.line(format_args!(
+            "  note: {}: not a file of the store; ignored",
+            foreign.display()
+        ))?;
     }
     Ok(())
 }
