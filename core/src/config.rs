@@ -73,7 +73,7 @@ pub struct StoreConfig {
     /// A partition without a new batch for this long gets a seal: one small durable write that
     /// lets recovery tell damage of the last batches from a torn tail.
     pub seal_after: Duration,
-    /// Keep at most this many bytes of sealed segments per partition. `None` keeps all.
+    /// Keep at most this many bytes of sealed segment files per partition. `None` keeps all.
     pub retention_bytes: Option<u64>,
     /// Remove sealed segments whose newest record is older than this. `None` keeps all.
     pub retention_age: Option<Duration>,

@@ -294,7 +294,9 @@ impl<B: IoBackend> Partition<B> {
             return Started::Blocked(again(reply));
         }
         let reserved = state.reserved_placed;
-        let batch = state.control_for_trim(to, reserved);
+        // At rest the control batch is a seal as well: one write instead of two.
+        let at_rest = idle && state.pipeline.durable() == state.placed;
+        let batch = state.control_for_trim(to, reserved, at_rest);
         let has_room = state
             .active
             .as_ref()
@@ -304,6 +306,7 @@ impl<B: IoBackend> Partition<B> {
                 return Started::Blocked(again(reply));
             }
             let write = self.place_control(state, batch);
+            state.tail_sealed = at_rest;
             state.wait_durable(WaiterKind::Trim(to, reply));
             return Started::Step(Step::Write(write));
         }
