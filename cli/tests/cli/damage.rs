@@ -265,6 +265,21 @@ fn a_torn_tail_is_a_note_and_no_damage() {
 }
 
 #[test]
+fn a_lost_seal_is_a_note_and_no_damage() {
+    let scene = Scene::with_store();
+    let seals = Batch::of(&scene.inspect(), -1, "control");
+    flip(
+        &seals[seals.len() - 1].path,
+        seals[seals.len() - 1].position + 20,
+    );
+    scene
+        .run(&["verify"])
+        .expect(0)
+        .says("clean")
+        .says("the tail is not sealed");
+}
+
+#[test]
 fn a_damaged_store_file_is_damage() {
     let scene = Scene::with_store();
     flip(&scene.store().join("STORE"), 20);
