@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 
 use alluvium::format::Batch;
 use alluvium::{
-    AppendOptions, Appended, BackendKind, Partition, PartitionReport, ReadLimits, Shards, Store, StoreBuilder,
-    Visibility,
+    AppendOptions, Appended, BackendKind, Partition, PartitionReport, ReadLimits, Shards, Store,
+    StoreBuilder, Visibility,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -44,7 +44,9 @@ const CHILD: &str = "--child";
 
 fn main() -> ExitCode {
     let result = Arguments::parse().and_then(|arguments| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         match arguments.child {
             Some((dir, text)) => runtime.block_on(append_from(&dir, &text, arguments.backend)),
             None => runtime.block_on(demonstrate(arguments.backend, arguments.rounds)),
@@ -69,7 +71,11 @@ struct Arguments {
 
 impl Arguments {
     fn parse() -> Result<Self> {
-        let mut arguments = Self { backend: BackendKind::Auto, rounds: ROUNDS, child: None };
+        let mut arguments = Self {
+            backend: BackendKind::Auto,
+            rounds: ROUNDS,
+            child: None,
+        };
         let mut given = env::args().skip(1);
         while let Some(name) = given.next() {
             let mut value = || given.next().ok_or_else(|| format!("{name} needs a value"));
@@ -134,11 +140,16 @@ async fn demonstrate(backend: BackendKind, rounds: u64) -> Result<()> {
     let total = lines.len() as u64;
     let executable = env::current_exe()?;
     let place = executable.parent().unwrap_or(Path::new("."));
-    let scratch = tempfile::Builder::new().prefix("crash-demo-").tempdir_in(place)?;
+    let scratch = tempfile::Builder::new()
+        .prefix("crash-demo-")
+        .tempdir_in(place)?;
     let (dir, text_path) = (scratch.path().join("store"), scratch.path().join("text"));
     fs::write(&text_path, &text)?;
     println!("backend   {} ({})", resolved.kind, resolved.why);
-    println!("text      the project's sources: {total} lines, {} KiB", text.len() / 1024);
+    println!(
+        "text      the project's sources: {total} lines, {} KiB",
+        text.len() / 1024
+    );
     println!("store     {}", dir.display());
     println!("promise   an acknowledged line is there after any crash, byte for byte");
 
@@ -159,7 +170,11 @@ async fn demonstrate(backend: BackendKind, rounds: u64) -> Result<()> {
             Some(_) => check(&store.partition(PARTITION).await?, &lines, acknowledged).await?,
             // Killed before the partition stood.
             None if acknowledged == 0 => 0,
-            None => return Err(violation("the partition is gone, with its acknowledged lines")),
+            None => {
+                return Err(violation(
+                    "the partition is gone, with its acknowledged lines",
+                ));
+            }
         };
         store.close(Duration::from_secs(10)).await?;
         println!(
@@ -188,15 +203,16 @@ async fn demonstrate(backend: BackendKind, rounds: u64) -> Result<()> {
     Ok(())
 }
 
-fn start_child(
-    executable: &Path,
-    dir: &Path,
-    text: &Path,
-    backend: BackendKind,
-) -> Result<Child> {
+fn start_child(executable: &Path, dir: &Path, text: &Path, backend: BackendKind) -> Result<Child> {
     let mut command = Command::new(executable);
-    command.args(["--backend", backend.name(), CHILD]).arg(dir).arg(text);
-    Ok(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?)
+    command
+        .args(["--backend", backend.name(), CHILD])
+        .arg(dir)
+        .arg(text);
+    Ok(command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?)
 }
 
 struct Ended {
@@ -207,7 +223,10 @@ struct Ended {
 
 /// Reads the child's reports and kills it once it reports `kill_at` or more.
 fn watch(mut child: Child, kill_at: u64) -> Result<Ended> {
-    let mut ended = Ended { killed: false, acknowledged: 0 };
+    let mut ended = Ended {
+        killed: false,
+        acknowledged: 0,
+    };
     let pipe = child.stdout.take().ok_or("the child has no pipe")?;
     for line in BufReader::new(pipe).lines() {
         // The kill may have cut the last line short; a shorter number claims less.
@@ -236,7 +255,9 @@ async fn check(partition: &Partition, lines: &[&[u8]], acknowledged: u64) -> Res
         return Err(violation(&format!("the log starts at {at}, not at 0")));
     }
     while at < offsets.log_end() {
-        let fetched = partition.read(at, ReadLimits::default(), Visibility::Durable).await?;
+        let fetched = partition
+            .read(at, ReadLimits::default(), Visibility::Durable)
+            .await?;
         for record in fetched.records() {
             let record = record?;
             let line = lines.get(usize::try_from(at)?);
@@ -247,12 +268,17 @@ async fn check(partition: &Partition, lines: &[&[u8]], acknowledged: u64) -> Res
             at += 1;
         }
         if at != fetched.next_offset {
-            return Err(violation(&format!("lines {at} to {} are missing", fetched.next_offset)));
+            return Err(violation(&format!(
+                "lines {at} to {} are missing",
+                fetched.next_offset
+            )));
         }
     }
     if at < acknowledged {
         let lost = acknowledged - at;
-        return Err(violation(&format!("{lost} acknowledged lines are lost, from {at} on")));
+        return Err(violation(&format!(
+            "{lost} acknowledged lines are lost, from {at} on"
+        )));
     }
     Ok(at)
 }
@@ -265,7 +291,11 @@ fn describe(report: Option<&PartitionReport>) -> String {
     match report {
         None => "nothing to recover".to_owned(),
         Some(report) => {
-            format!("tail {}, {} KiB rewritten", report.case, report.rewritten_bytes / 1024)
+            format!(
+                "tail {}, {} KiB rewritten",
+                report.case,
+                report.rewritten_bytes / 1024
+            )
         }
     }
 }
@@ -288,12 +318,19 @@ fn project_text() -> Result<Vec<u8>> {
 fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let (path, kind) = entry.map(|e| (e.path(), e.file_type()))?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if kind?.is_dir() {
             if name != "target" && !name.starts_with('.') {
                 collect(&path, files)?;
             }
-        } else if path.extension().is_some_and(|end| end == "md" || end == "rs") {
+        } else if path
+            .extension()
+            .is_some_and(|end| end == "md" || end == "rs")
+        {
             files.push(path);
         }
     }

@@ -11,6 +11,8 @@ use std::path::Path;
 use alluvium_core::io::BackendFactory;
 use alluvium_testkit::io_conformance;
 
+mod store;
+
 /// On the file system of the build directory: a real disk as a rule.
 fn on_disk(factory: &impl BackendFactory) {
     in_fresh_dir(factory, Path::new(env!("CARGO_TARGET_TMPDIR")));

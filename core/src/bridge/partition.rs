@@ -7,7 +7,7 @@ use tokio::sync::{oneshot, watch};
 use super::pending::{AppendOptions, PendingAppend, TryAppendError};
 use super::{Mailbox, Subscription};
 use crate::error::{Error, Result};
-use crate::format::Batch;
+use crate::format::{Batch, BatchKind};
 use crate::offset::Offsets;
 use crate::partition::{
     Ack, AppendRequest, Appended, Change, Fetched, InspectRequest, Inspection, PartitionInfo,
@@ -67,7 +67,8 @@ impl Partition {
     ///
     /// # Errors
     /// * certainly not applied: [`Error::TooLarge`], [`Error::NoSpace`], [`Error::Closed`],
-    ///   [`Error::ReadOnly`], [`Error::PartitionFailed`], [`Error::PartitionNotFound`];
+    ///   [`Error::ReadOnly`], [`Error::PartitionFailed`], [`Error::PartitionNotFound`],
+    ///   [`Error::ControlBatch`];
     /// * [`Error::OutcomeUnknown`]: the write failed; after [`reopen`](Self::reopen) the batch is
     ///   there as a whole or not at all.
     pub async fn append(&self, batch: Batch) -> Result<Appended> {
@@ -94,7 +95,12 @@ impl Partition {
     ) -> Result<Appended> {
         let permit = self.reserve(&batch).await?;
         let (done, answer) = oneshot::channel();
-        self.submit(batch, options.into(), Replies { placed: None, done }, permit)?;
+        self.submit(
+            batch,
+            options.into(),
+            Replies { placed: None, done },
+            permit,
+        )?;
         self.inner.mailbox.answer(answer).await
     }
 
@@ -111,7 +117,10 @@ impl Partition {
         let permit = self.reserve(&batch).await?;
         let (placed, placed_answer) = oneshot::channel();
         let (done, done_answer) = oneshot::channel();
-        let replies = Replies { placed: Some(placed), done };
+        let replies = Replies {
+            placed: Some(placed),
+            done,
+        };
         self.submit(batch, options.into(), replies, permit)?;
         let mailbox = self.inner.mailbox.clone();
         let placed = mailbox.answer(placed_answer).await?;
@@ -123,13 +132,16 @@ impl Partition {
     ///
     /// # Errors
     /// [`Error::Full`] (or one of `append`'s immediate errors) together with the batch.
+    #[expect(clippy::result_large_err, reason = "the batch comes back by value")]
     pub fn try_append(
         &self,
         batch: Batch,
         options: AppendOptions,
     ) -> Result<impl Future<Output = Result<Appended>> + Send + use<>, TryAppendError> {
         let size = batch.encoded_len();
-        let permit = match self.check_size(size).and_then(|()| self.inner.mailbox.try_reserve(size))
+        let permit = match self
+            .check(&batch)
+            .and_then(|()| self.inner.mailbox.try_reserve(size))
         {
             Ok(permit) => permit,
             Err(error) => return Err(TryAppendError { error, batch }),
@@ -144,16 +156,22 @@ impl Partition {
     }
 
     async fn reserve(&self, batch: &Batch) -> Result<Permit> {
-        self.check_size(batch.encoded_len())?;
+        self.check(batch)?;
         self.inner.mailbox.reserve(batch.encoded_len()).await
     }
 
-    fn check_size(&self, size_bytes: usize) -> Result<()> {
-        let limit_bytes = self.inner.batch_bytes_max;
+    fn check(&self, batch: &Batch) -> Result<()> {
+        if batch.kind() == BatchKind::Control {
+            return Err(Error::ControlBatch);
+        }
+        let (size_bytes, limit_bytes) = (batch.encoded_len(), self.inner.batch_bytes_max);
         if size_bytes <= limit_bytes {
             return Ok(());
         }
-        Err(Error::TooLarge { size_bytes, limit_bytes })
+        Err(Error::TooLarge {
+            size_bytes,
+            limit_bytes,
+        })
     }
 
     fn submit(
@@ -171,14 +189,22 @@ impl Partition {
             permit,
         });
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
-        self.inner.mailbox.send(Command::Submit { id, incarnation, request })
+        self.inner.mailbox.send(Command::Submit {
+            id,
+            incarnation,
+            request,
+        })
     }
 
     async fn change<T>(&self, change: impl FnOnce(Reply<T>) -> Change) -> Result<T> {
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
         let ask = |reply| {
             let request = Request::Change(change(reply));
-            Command::Submit { id, incarnation, request }
+            Command::Submit {
+                id,
+                incarnation,
+                request,
+            }
         };
         self.inner.mailbox.ask(ask).await
     }
@@ -199,8 +225,18 @@ impl Partition {
     ) -> Result<Fetched> {
         let permit = self.inner.mailbox.reserve(0).await?;
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
-        let reading = Reading { from, limits, visibility };
-        let ask = |reply| Command::Read { id, incarnation, reading, reply, permit };
+        let reading = Reading {
+            from,
+            limits,
+            visibility,
+        };
+        let ask = |reply| Command::Read {
+            id,
+            incarnation,
+            reading,
+            reply,
+            permit,
+        };
         self.inner.mailbox.ask(ask).await
     }
 
@@ -217,12 +253,13 @@ impl Partition {
     /// Waits until every record below `offset` is durable; returns the offsets of that moment.
     ///
     /// # Errors
-    /// [`Error::Closed`] when the partition ends before that.
+    /// [`Error::Closed`], [`Error::PartitionNotFound`] or [`Error::ShardDead`] when store,
+    /// partition or shard end before that.
     pub async fn wait_for(&self, offset: u64) -> Result<Offsets> {
         let mut offsets = self.inner.offsets.clone();
         match offsets.wait_for(|o| o.durable() >= offset).await {
             Ok(offsets) => Ok(*offsets),
-            Err(_) => Err(self.inner.mailbox.dropped()),
+            Err(_) => Err(self.inner.mailbox.ended(self.inner.id)),
         }
     }
 
@@ -266,15 +303,26 @@ impl Partition {
     /// at or after the given one; `None` when all are older.
     pub async fn offset_for_timestamp(&self, timestamp_ms: i64) -> Result<Option<u64>> {
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
-        let ask =
-            |reply| Command::OffsetForTimestamp { id, incarnation, timestamp_ms, reply };
+        let ask = |reply| Command::OffsetForTimestamp {
+            id,
+            incarnation,
+            timestamp_ms,
+            reply,
+        };
         self.inner.mailbox.ask(ask).await
     }
 
     /// A description for operators.
     pub async fn describe(&self) -> Result<PartitionInfo> {
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
-        self.inner.mailbox.ask(|reply| Command::Describe { id, incarnation, reply }).await
+        self.inner
+            .mailbox
+            .ask(|reply| Command::Describe {
+                id,
+                incarnation,
+                reply,
+            })
+            .await
     }
 
     /// Walks segments as they are on the disk, verifies every checksum in them, and goes on behind
@@ -284,7 +332,12 @@ impl Partition {
     /// Those of reading files; damage is part of the answer.
     pub async fn inspect(&self, request: InspectRequest) -> Result<Inspection> {
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
-        let ask = |reply| Command::Inspect { id, incarnation, request, reply };
+        let ask = |reply| Command::Inspect {
+            id,
+            incarnation,
+            request,
+            reply,
+        };
         self.inner.mailbox.ask(ask).await
     }
 
@@ -301,5 +354,8 @@ impl Partition {
 /// Makes several partitions durable at once; the first error is returned after all were tried.
 pub(crate) async fn sync_all(partitions: &[Partition]) -> Result<()> {
     let results = futures_util::future::join_all(partitions.iter().map(Partition::sync)).await;
-    results.into_iter().find_map(Result::err).map_or(Ok::<(), Error>(()), Err)
+    results
+        .into_iter()
+        .find_map(Result::err)
+        .map_or(Ok::<(), Error>(()), Err)
 }

@@ -43,7 +43,11 @@ pub struct InspectRequest {
 impl Default for InspectRequest {
     /// Everything, without a list of batches.
     fn default() -> Self {
-        Self { from_sequence: 0, segments_max: usize::MAX, detail: InspectDetail::default() }
+        Self {
+            from_sequence: 0,
+            segments_max: usize::MAX,
+            detail: InspectDetail::default(),
+        }
     }
 }
 
@@ -107,11 +111,20 @@ impl<B: IoBackend> Partition<B> {
             let state = self.state.borrow();
             let from = request.from_sequence;
             let mut rest = state.segments().filter(|s| s.header.sequence >= from);
-            let wanted: Vec<_> = rest.by_ref().take(request.segments_max.max(1)).cloned().collect();
+            let wanted: Vec<_> = rest
+                .by_ref()
+                .take(request.segments_max.max(1))
+                .cloned()
+                .collect();
             let next_sequence = rest.next().map(|s| s.header.sequence);
             let active = state.active.as_ref().map(|a| Rc::clone(&a.segment));
             let durable = state.offsets.durable();
-            (wanted, next_sequence, active.map(|a| (a, durable)), state.damage.clone())
+            (
+                wanted,
+                next_sequence,
+                active.map(|a| (a, durable)),
+                state.damage.clone(),
+            )
         };
         let mut segments = Vec::with_capacity(wanted.len());
         for segment in wanted {
@@ -122,7 +135,11 @@ impl<B: IoBackend> Partition<B> {
             };
             segments.push(self.walk(&segment, request.detail, trusted_end).await?);
         }
-        Ok(Inspection { segments, next_sequence, noted })
+        Ok(Inspection {
+            segments,
+            next_sequence,
+            noted,
+        })
     }
 
     async fn walk(
@@ -211,7 +228,10 @@ impl InspectedSegment {
         control: Option<Control>,
         detail: InspectDetail,
     ) {
-        let end_offset = batch.end_offset().min(self.end_offset).max(batch.base_offset());
+        let end_offset = batch
+            .end_offset()
+            .min(self.end_offset)
+            .max(batch.base_offset());
         self.batch_count += 1;
         self.record_count += end_offset - batch.base_offset();
         if detail == InspectDetail::Batches {
@@ -242,7 +262,10 @@ struct Links {
 impl Chain {
     fn start(header: &SegmentHeader) -> Self {
         Self {
-            links: Some(Links { sequence: 0, link: header.prev_header_crc }),
+            links: Some(Links {
+                sequence: 0,
+                link: header.prev_header_crc,
+            }),
             offset: header.base_offset,
             generation: header.generation,
         }

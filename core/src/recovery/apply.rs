@@ -69,31 +69,44 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         fence_timeout: context.config.fence_timeout,
     };
     let (partition, incarnation) = (context.partition, context.incarnation);
-    let inventory =
-        take_inventory(backend, &context.dir, partition, incarnation, access).await?;
+    let inventory = take_inventory(backend, &context.dir, partition, incarnation, access).await?;
     let policy = context.config.on_corruption;
-    let mut damage = Damage { policy, partition, noted: Vec::new(), cut: None };
+    let mut damage = Damage {
+        policy,
+        partition,
+        noted: Vec::new(),
+        cut: None,
+    };
     for found in &inventory.found {
         if let Err(kind) = &found.header {
             damage.note(corruption_of(found, partition, kind.clone()))?;
         }
     }
-    let headers: Vec<Option<SegmentHeader>> =
-        inventory.found.iter().map(|f| f.header.as_ref().ok().cloned()).collect();
+    let headers: Vec<Option<SegmentHeader>> = inventory
+        .found
+        .iter()
+        .map(|f| f.header.as_ref().ok().copied())
+        .collect();
     let mut files: Vec<Option<Found<B::File>>> = inventory.found.into_iter().map(Some).collect();
     let tail = match newest(&headers) {
-        Some(index) => files[index].take().zip(headers[index].clone()).zip(Some(index)),
+        Some(index) => files[index].take().zip(headers[index]).zip(Some(index)),
         None => None,
     };
     let Some(((found, header), newest)) = tail else {
-        return Err(Error::corrupt(damage.noted.into_iter().next().unwrap_or_else(|| Corruption {
-            path: context.dir.clone(),
-            partition,
-            position: 0,
-            offset_start: 0,
-            offset_end: None,
-            found: CorruptionKind::MissingSegment { identity: 0 },
-        })));
+        return Err(Error::corrupt(
+            damage
+                .noted
+                .into_iter()
+                .next()
+                .unwrap_or_else(|| Corruption {
+                    path: context.dir.clone(),
+                    partition,
+                    position: 0,
+                    offset_start: 0,
+                    offset_end: None,
+                    found: CorruptionKind::MissingSegment { identity: 0 },
+                }),
+        ));
     };
     let (segment, scan, case) = scan_newest(context, found, header, &mut damage).await?;
     let tail_cut = damage.cut.is_some();
@@ -112,19 +125,29 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     }
     let mut sealed = Vec::with_capacity(links.len());
     for link in &links {
-        let Some((found, header)) = files[link.index].take().zip(headers[link.index].clone())
-        else {
+        let Some((found, header)) = files[link.index].take().zip(headers[link.index]) else {
             continue;
         };
         if found.len < link.end_position {
-            let kind = CorruptionKind::Shortened { len: found.len, needed: link.end_position };
+            let kind = CorruptionKind::Shortened {
+                len: found.len,
+                needed: link.end_position,
+            };
             damage.note_shortened(corruption_of(&found, partition, kind))?;
         }
         let (end, position) = (link.end_offset, link.end_position);
-        sealed.push(Rc::new(Segment::new(found.file, found.path, header, end, position, None)));
+        sealed.push(Rc::new(Segment::new(
+            found.file, found.path, header, end, position, None,
+        )));
     }
-    let oldest_readable = sealed.first().map_or(segment.header.base_offset, |s| s.base_offset());
-    let log_start = if missing.is_some() { oldest_readable } else { scan.log_start };
+    let oldest_readable = sealed
+        .first()
+        .map_or(segment.header.base_offset, |s| s.base_offset());
+    let log_start = if missing.is_some() {
+        oldest_readable
+    } else {
+        scan.log_start
+    };
     let report = PartitionReport {
         partition,
         case,
@@ -139,7 +162,12 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         foreign: inventory.foreign,
         corruption: damage.noted.first().cloned(),
     };
-    let generations = headers.iter().flatten().map(|h| h.generation).max().unwrap_or(0);
+    let generations = headers
+        .iter()
+        .flatten()
+        .map(|h| h.generation)
+        .max()
+        .unwrap_or(0);
     let read_only = context.read_only || report.corruption.is_some();
     let log = RecoveredLog {
         sealed,
@@ -150,7 +178,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         reserved_end: scan.reserved_end.max(scan.end_offset),
         next_number: inventory.next_number,
         next_sequence: segment.header.sequence + 1,
-        last_timestamp: scan.max_timestamp,
+        last_timestamp: scan.append_time_ms,
         link: scan.link,
         read_only,
         report,
@@ -161,7 +189,11 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         log.sealed.push(segment);
         return Ok(log);
     }
-    let tail = Tail { segment, scan, case };
+    let tail = Tail {
+        segment,
+        scan,
+        case,
+    };
     let unused = files.into_iter().flatten().collect();
     make_writable(backend, context, log, tail, unused, inventory.temporaries).await
 }
@@ -186,7 +218,10 @@ impl Damage {
 
     /// Notes damage of the newest segment, unless it is to be cut away.
     fn note_tail(&mut self, corruption: Corruption) -> Result<()> {
-        let ordered = self.policy == OnCorruption::CutTail { partition: self.partition };
+        let ordered = self.policy
+            == OnCorruption::CutTail {
+                partition: self.partition,
+            };
         // A cut repairs the tail alone; with other damage it would only lose more.
         if !ordered || !self.noted.is_empty() {
             return self.note(corruption);
@@ -198,8 +233,15 @@ impl Damage {
     /// Notes a sealed segment that is too short, unless a truncation will follow that removes what
     /// is missing.
     fn note_shortened(&mut self, corruption: Corruption) -> Result<()> {
-        let ordered = self.policy == OnCorruption::CutTail { partition: self.partition };
-        if ordered { Ok(()) } else { self.note(corruption) }
+        let ordered = self.policy
+            == OnCorruption::CutTail {
+                partition: self.partition,
+            };
+        if ordered {
+            Ok(())
+        } else {
+            self.note(corruption)
+        }
     }
 }
 
@@ -216,7 +258,10 @@ async fn scan_newest<F: IoFile>(
     damage: &mut Damage,
 ) -> Result<(Rc<Segment<F>>, Scan, TailCase)> {
     if found.len < header.capacity_bytes {
-        let kind = CorruptionKind::Shortened { len: found.len, needed: header.capacity_bytes };
+        let kind = CorruptionKind::Shortened {
+            len: found.len,
+            needed: header.capacity_bytes,
+        };
         damage.note_tail(corruption_of(&found, context.partition, kind))?;
     }
     let (base, start) = (header.base_offset, SEGMENT_HEADER_LEN as u64);
@@ -225,7 +270,11 @@ async fn scan_newest<F: IoFile>(
     let mut scan = scan_segment(&segment, &context.pool, SCAN_CHUNK_BYTES, interval).await?;
     let mut case = classify_scan(&scan);
     if case == TailCase::Corrupt {
-        let after = scan.survivor.as_ref().map(|s| s.offset).filter(|o| *o > scan.end_offset);
+        let after = scan
+            .survivor
+            .as_ref()
+            .map(|s| s.offset)
+            .filter(|o| *o > scan.end_offset);
         damage.note_tail(Corruption {
             path: segment.path.clone(),
             partition: context.partition,
@@ -246,7 +295,10 @@ async fn scan_newest<F: IoFile>(
         extend_past_damage(&segment, &mut scan, &context.pool).await?;
     }
     if damage.cut.is_some() || case != TailCase::Corrupt {
-        segment.set_index(std::mem::replace(&mut scan.index, SparseIndex::new(interval)));
+        segment.set_index(std::mem::replace(
+            &mut scan.index,
+            SparseIndex::new(interval),
+        ));
     }
     segment.end_offset.set(scan.end_offset);
     segment.end_position.set(scan.end_position);
@@ -287,7 +339,11 @@ async fn make_writable<B: IoBackend>(
     unused: Vec<Found<B::File>>,
     temporaries: Vec<PathBuf>,
 ) -> Result<RecoveredLog<B::File>> {
-    let Tail { segment, scan, case } = tail;
+    let Tail {
+        segment,
+        scan,
+        case,
+    } = tail;
     let config = &context.config;
     backend
         .sync_dir(&context.dir)
@@ -296,37 +352,55 @@ async fn make_writable<B: IoBackend>(
     if case == TailCase::Corrupt {
         // A shortened file gets its length back: it may be put to use again one day.
         let capacity = segment.header.capacity_bytes;
-        let len = segment.file.len().await.map_err(|e| Error::io("stat", &segment.path, e))?;
+        let len = segment
+            .file
+            .len()
+            .await
+            .map_err(|e| Error::io("stat", &segment.path, e))?;
         if len < capacity {
             let lengthened = segment.file.set_len(capacity).await;
             lengthened.map_err(|e| Error::io("lengthen", &segment.path, e))?;
         }
     }
     rewrite(&segment, &context.pool, 0, SEGMENT_HEADER_LEN as u64).await?;
-    log.report.rewritten_bytes =
-        rewrite(&segment, &context.pool, scan.rewrite_from, scan.end_position).await?;
+    log.report.rewritten_bytes = rewrite(
+        &segment,
+        &context.pool,
+        scan.rewrite_from,
+        scan.end_position,
+    )
+    .await?;
 
     for path in temporaries {
         match backend.remove_file(&path).await {
             Ok(()) => log.report.temporaries_removed += 1,
+            // An operation of the last process, done only now.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io("remove", &path, e)),
         }
     }
     for found in unused {
         let fits = found.len == config.segment_bytes && found.header.is_ok();
         if fits && log.spares.len() < config.spare_segments_max.max(1) {
-            log.spares.push(SpareFile { file: found.file, path: found.path });
+            log.spares.push(SpareFile {
+                file: found.file,
+                path: found.path,
+                initialised_to: found.len,
+            });
         } else if let Err(e) = backend.remove_file(&found.path).await {
             return Err(Error::io("remove", &found.path, e));
         }
     }
 
     let same_alignment = segment.file.alignment() <= segment.header.alignment;
-    if case == TailCase::Clean && same_alignment {
+    // Offsets may have been shown beyond the end: the log goes on behind them.
+    let nothing_skipped = scan.reserved_end <= scan.end_offset;
+    if case == TailCase::Clean && same_alignment && nothing_skipped {
         let headroom = config.control_headroom_bytes(segment.header.alignment);
         let (position, sequence) = (scan.end_position, scan.next_sequence);
-        log.active =
-            Some(ActiveSegment::new(segment, position, sequence, scan.link, headroom));
+        log.active = Some(ActiveSegment::new(
+            segment, position, sequence, scan.link, headroom,
+        ));
     } else {
         log.sealed.push(Rc::clone(&segment));
         match next_segment(backend, context, &mut log).await {
@@ -350,20 +424,20 @@ async fn next_segment<B: IoBackend>(
     log: &mut RecoveredLog<B::File>,
 ) -> Result<ActiveSegment<B::File>> {
     let config = &context.config;
-    let spare = match log.spares.pop() {
-        Some(spare) => spare,
-        None => {
-            let number = log.next_number;
-            log.next_number += 1;
-            prepare_spare(backend, &context.spare_request(number, false)).await?
-        }
+    let spare = if let Some(spare) = log.spares.pop() {
+        spare
+    } else {
+        let number = log.next_number;
+        log.next_number += 1;
+        prepare_spare(backend, &context.spare_request(number, 0)).await?
     };
     let path = spare.path.clone();
+    let initialised_to = spare.initialised_to;
     let end = log.offsets.log_end();
     let header_base = log.reserved_end.max(end);
     let header = NextHeader {
         sequence: log.next_sequence,
-        previous: log.sealed.last().map(|s| s.as_ref()),
+        previous: log.sealed.last().map(AsRef::as_ref),
         link: log.link,
         base_offset: header_base,
         prev_end_offset: end,
@@ -381,18 +455,26 @@ async fn next_segment<B: IoBackend>(
     log.next_sequence += 1;
     log.offsets = Offsets::new(log.offsets.log_start(), header_base);
     let link = log.link;
-    Ok(ActiveSegment::new(Rc::new(segment), SEGMENT_HEADER_LEN as u64, 0, link, headroom))
+    let mut active = ActiveSegment::new(
+        Rc::new(segment),
+        SEGMENT_HEADER_LEN as u64,
+        0,
+        link,
+        headroom,
+    );
+    active.initialised_to = initialised_to;
+    Ok(active)
 }
 
 impl RecoveryContext {
     /// A request for the spare with the given number.
-    pub(crate) fn spare_request(&self, number: u64, preinitialise: bool) -> SpareRequest {
+    pub(crate) fn spare_request(&self, number: u64, initialise_bytes: u64) -> SpareRequest {
         SpareRequest {
             dir: self.dir.clone(),
             number,
             capacity_bytes: self.config.segment_bytes,
             direct: self.direct,
-            preinitialise,
+            initialise_bytes,
             partition: self.partition,
             incarnation: self.incarnation,
         }
@@ -455,12 +537,16 @@ async fn rewrite<F: IoFile>(
     let io_error = |action, e| Error::io(action, &segment.path, e);
     let alignment = u64::from(segment.file.alignment().max(segment.header.alignment));
     let mut at = from - from % alignment;
-    let end = end.next_multiple_of(alignment).min(segment.header.capacity_bytes);
+    let end = end
+        .next_multiple_of(alignment)
+        .min(segment.header.capacity_bytes);
     let start = at;
     while at < end {
         // Reads start at multiples of any device's alignment.
         let read_from = at - at % BUFFER_ALIGNMENT as u64;
-        let wanted = usize::try_from(end - read_from).unwrap_or(usize::MAX).min(SCAN_CHUNK_BYTES);
+        let wanted = usize::try_from(end - read_from)
+            .unwrap_or(usize::MAX)
+            .min(SCAN_CHUNK_BYTES);
         let wanted = wanted.next_multiple_of(BUFFER_ALIGNMENT);
         let bytes = segment
             .file
@@ -469,7 +555,9 @@ async fn rewrite<F: IoFile>(
             .map_err(|e| io_error("read", e))?
             .freeze();
         let skip = usize::try_from(at - read_from).unwrap_or(usize::MAX);
-        let take = usize::try_from(end - read_from).unwrap_or(usize::MAX).min(bytes.len());
+        let take = usize::try_from(end - read_from)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         if take <= skip {
             break;
         }

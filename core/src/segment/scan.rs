@@ -2,6 +2,7 @@
 //!
 //! A scan only reads. It answers with facts; what they mean is decided by `recovery::plan`.
 
+use super::index::newest_record;
 use super::{Cursor, ReadError, Segment, SparseIndex};
 use crate::error::{CorruptionKind, Error, Result};
 use crate::format::{
@@ -54,8 +55,8 @@ pub(crate) struct Scan {
     pub(crate) rewrite_from: u64,
     /// Generation of the last batch, or of the segment.
     pub(crate) generation: u32,
-    /// Newest append or record time, in milliseconds.
-    pub(crate) max_timestamp: i64,
+    /// Newest time that the log gave, in milliseconds.
+    pub(crate) append_time_ms: i64,
     /// Why the chain ends.
     pub(crate) stop: Stop,
     /// What lies behind the end.
@@ -85,7 +86,7 @@ pub(crate) async fn scan_segment<F: IoFile>(
         reserved_end: header.reserved_end,
         rewrite_from: SEGMENT_HEADER_LEN as u64,
         generation: header.generation,
-        max_timestamp: i64::MIN,
+        append_time_ms: header.created_ms,
         stop: Stop::Full,
         survivor: None,
         index: SparseIndex::new(index_interval_bytes),
@@ -100,7 +101,11 @@ pub(crate) async fn scan_segment<F: IoFile>(
             Err(ReadError::Io(e)) => return Err(io_error(e)),
             Err(ReadError::Format(kind)) => {
                 let own = cursor.header_at(position).await.map_err(io_error)?;
-                scan.stop = if own.is_some() { Stop::TornBatch(kind) } else { Stop::Nothing(kind) };
+                scan.stop = if own.is_some() {
+                    Stop::TornBatch(kind)
+                } else {
+                    Stop::Nothing(kind)
+                };
                 break;
             }
         };
@@ -132,16 +137,24 @@ pub(crate) async fn scan_segment<F: IoFile>(
         durable = durable.max(found.durable_offset().unwrap_or(0));
         scan.generation = found.generation;
         scan.sealed = sealed;
-        scan.index.push(found.base_offset, position, found.max_timestamp());
-        scan.max_timestamp = scan.max_timestamp.max(found.max_timestamp());
+        let newest = newest_record(found.record_count, found.max_timestamp());
+        scan.index.push(found.base_offset, position, newest);
+        // The log's own time only: a producer's wrong clock must not become the log's.
+        if found.is_append_time() {
+            scan.append_time_ms = scan.append_time_ms.max(found.max_timestamp());
+        }
         scan.end_offset = batch.end_offset();
         scan.next_sequence = found.sequence.wrapping_add(1);
         scan.link = found.encode_into(&mut [0; BATCH_HEADER_LEN]);
         scan.end_position = cursor.position_after(found, position);
     }
     // The last group that starts below the durable offset may reach beyond it.
-    let first = groups.partition_point(|(_, base)| *base < durable).saturating_sub(1);
-    scan.rewrite_from = groups.get(first).map_or(scan.rewrite_from, |(position, _)| *position);
+    let first = groups
+        .partition_point(|(_, base)| *base < durable)
+        .saturating_sub(1);
+    scan.rewrite_from = groups
+        .get(first)
+        .map_or(scan.rewrite_from, |(position, _)| *position);
     scan.survivor = look_behind(&mut cursor, &scan, capacity, u64::from(header.alignment))
         .await
         .map_err(io_error)?;
@@ -173,15 +186,25 @@ async fn look_behind<F: IoFile>(
     let mut survivor = None;
     let mut position = scan.end_position;
     if let Stop::BrokenChain(_) = scan.stop {
-        return Ok(Some(Survivor { position, offset: scan.end_offset, proves_loss: true }));
+        return Ok(Some(Survivor {
+            position,
+            offset: scan.end_offset,
+            proves_loss: true,
+        }));
     }
     while position + BATCH_HEADER_LEN as u64 <= capacity {
         if let Some(header) = cursor.header_at(position).await? {
-            let claims = header.durable_offset().is_some_and(|durable| durable > scan.end_offset);
+            let claims = header
+                .durable_offset()
+                .is_some_and(|durable| durable > scan.end_offset);
             let is_seal = header.kind == BatchKind::Control && is_seal(cursor, position).await;
             let proves_loss = claims || (is_seal && position > scan.end_position);
             if proves_loss || survivor.is_none() {
-                survivor = Some(Survivor { position, offset: header.base_offset, proves_loss });
+                survivor = Some(Survivor {
+                    position,
+                    offset: header.base_offset,
+                    proves_loss,
+                });
             }
             if proves_loss {
                 break;
@@ -194,9 +217,7 @@ async fn look_behind<F: IoFile>(
 
 async fn is_seal<F: IoFile>(cursor: &mut Cursor<'_, F>, position: u64) -> bool {
     match cursor.batch_at(position).await {
-        Ok(batch) => {
-            Control::decode(batch.body()).is_ok_and(|c| c.reason == ControlReason::Seal)
-        }
+        Ok(batch) => Control::decode(batch.body()).is_ok_and(|c| c.reason == ControlReason::Seal),
         Err(_) => false,
     }
 }

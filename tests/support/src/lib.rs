@@ -10,3 +10,9 @@
 )]
 
 pub mod io_conformance;
+pub mod store_conformance;
+
+use std::sync::Mutex;
+
+/// Suites run one after the other: some checks count what belongs to the whole process.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());

@@ -17,7 +17,7 @@ mod transfers;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{PoisonError, mpsc};
 use std::time::Duration;
 
 use alluvium_core::io::{
@@ -28,15 +28,14 @@ use bytes::Bytes;
 /// How long one check may take before it counts as hanging.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Suites run one after the other: some checks count what belongs to the whole process.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
 /// Runs every check on `factory`, with files below `dir`, which must exist and be empty.
 ///
 /// # Panics
 /// When a check fails; the message names all that failed.
 pub fn run<F: BackendFactory>(factory: &F, dir: &Path) {
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _guard = crate::ONE_AT_A_TIME
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     let mut suite = Suite {
         factory,
         dir,

@@ -1,0 +1,87 @@
+//! Runs the suite of the whole store on every backend, and stores across backends.
+
+use std::path::Path;
+
+use alluvium_testkit::store_conformance::{self, Host, SimHost};
+
+fn in_fresh_dir(parent: &Path, body: impl FnOnce(&Path)) {
+    if !parent.is_dir() {
+        return;
+    }
+    let dir = tempfile::Builder::new()
+        .prefix("store-")
+        .tempdir_in(parent)
+        .unwrap();
+    body(dir.path());
+}
+
+fn on_disk(host: &(impl Host + Clone + 'static)) {
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    in_fresh_dir(parent, |dir| store_conformance::run(host, dir));
+}
+
+fn in_memory(host: &(impl Host + Clone + 'static)) {
+    in_fresh_dir(Path::new("/dev/shm"), |dir| {
+        store_conformance::run(host, dir);
+    });
+}
+
+#[test]
+fn sim() {
+    for seed in 0..3 {
+        let (sim, host) = SimHost::from_seed(seed);
+        sim.create_dir_all("/checks").unwrap();
+        store_conformance::run(&host, Path::new("/checks"));
+    }
+}
+
+#[cfg(feature = "tokio")]
+mod tokio {
+    use alluvium_backends::tokio::TokioFactory;
+    use alluvium_testkit::store_conformance::RealHost;
+
+    #[test]
+    fn on_disk() {
+        super::on_disk(&RealHost::new(TokioFactory::new()));
+    }
+
+    #[test]
+    fn in_memory() {
+        super::in_memory(&RealHost::new(TokioFactory::new()));
+    }
+}
+
+#[cfg(feature = "compio")]
+mod compio {
+    use alluvium_backends::compio::CompioFactory;
+    use alluvium_testkit::store_conformance::RealHost;
+
+    #[test]
+    fn on_disk() {
+        super::on_disk(&RealHost::new(CompioFactory::new()));
+    }
+
+    #[test]
+    fn in_memory() {
+        super::in_memory(&RealHost::new(CompioFactory::new()));
+    }
+}
+
+#[cfg(all(feature = "tokio", feature = "compio"))]
+#[test]
+fn what_one_backend_wrote_the_other_reads() {
+    use alluvium_backends::compio::CompioFactory;
+    use alluvium_backends::tokio::TokioFactory;
+    use alluvium_testkit::store_conformance::RealHost;
+
+    let (a, b) = (
+        RealHost::new(TokioFactory::new()),
+        RealHost::new(CompioFactory::new()),
+    );
+    for parent in [env!("CARGO_TARGET_TMPDIR"), "/dev/shm"] {
+        in_fresh_dir(Path::new(parent), |dir| {
+            store_conformance::run_across(&a, &b, dir);
+            store_conformance::run_across(&b, &a, dir);
+        });
+    }
+}
