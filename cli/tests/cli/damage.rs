@@ -175,7 +175,8 @@ fn repair_at(scene: &Scene, first: &Batch, readable_behind: u64) {
         let copy = fs::read(copies.join(partition).join(name)).unwrap();
         assert!(
             copy == damaged[&first.path.with_file_name(name)],
-            "{name:?} was copied as it was"
+            "{} was copied as it was",
+            name.display()
         );
     }
 
