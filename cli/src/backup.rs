@@ -52,7 +52,14 @@ impl Backup {
             let into = self.dir.join(partition);
             std::fs::create_dir_all(&into).map_err(Failure::io("create", &into))?;
             let copy = into.join(name);
-            copy_file(file, &copy).map_err(Failure::io("copy a segment to", &copy))?;
+            copy_file(file, &copy).map_err(|e| match e.kind() {
+                io::ErrorKind::AlreadyExists => Failure::Other(format!(
+                    "{}: is there already, from an earlier repair; name another directory with \
+                     --backup-dir. Nothing was cut",
+                    copy.display()
+                )),
+                _ => Failure::io("copy a segment to", &copy)(e),
+            })?;
             for dir in into.ancestors().take(3) {
                 sync_dir(dir).map_err(Failure::io("sync the directory", dir))?;
             }
@@ -65,9 +72,16 @@ fn beside(store: &Path) -> PathBuf {
     let seconds = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_secs());
-    let mut name = store.as_os_str().to_owned();
-    name.push(format!(".repair-{seconds}"));
-    PathBuf::from(name)
+    let named = |n: u64| {
+        let mut name = store.as_os_str().to_owned();
+        name.push(format!(".repair-{n}"));
+        PathBuf::from(name)
+    };
+    // Two repairs within a second: the later one takes the next name that is free.
+    (seconds..seconds.saturating_add(1000))
+        .map(&named)
+        .find(|dir| !dir.exists())
+        .unwrap_or_else(|| named(seconds))
 }
 
 fn copy_file(from: &Path, to: &Path) -> io::Result<()> {

@@ -63,7 +63,7 @@ fn tell(out: &mut Output, survey: &Survey, args: &InspectArgs) -> Result<(), Fai
         counted(info.segments as u64, "segment"),
         size(info.used_bytes),
     ))?;
-    if let Some(note) = survey.torn_tail() {
+    if let Some(note) = survey.tail_note() {
         out.line(format_args!("note: {note}"))?;
     }
     out.line(segment_table(&survey.segments))?;

@@ -18,6 +18,16 @@ pub(crate) struct Survey {
 }
 
 impl Survey {
+    /// What there is to know about a tail that was not closed in order, for people.
+    pub(crate) fn tail_note(&self) -> Option<String> {
+        let unsealed = self.info.recovery.case == TailCase::Unsealed;
+        let note = "the tail is not sealed: an earlier process died, or the seal is damaged. All \
+                    that is here is whole; whether the very last batches vanished without a trace \
+                    cannot be told";
+        self.torn_tail()
+            .or_else(|| unsealed.then(|| note.to_owned()))
+    }
+
     /// The unacknowledged tail that the next opening for writing cuts, for people.
     pub(crate) fn torn_tail(&self) -> Option<String> {
         let recovery = &self.info.recovery;

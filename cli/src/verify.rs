@@ -72,7 +72,7 @@ fn tell(out: &mut Output, survey: &Survey) -> Result<(), Failure> {
     for damage in &survey.damage {
         out.line(format_args!("  DAMAGED {}", place(damage)))?;
     }
-    if let Some(note) = survey.torn_tail() {
+    if let Some(note) = survey.tail_note() {
         out.line(format_args!("  note: {note}"))?;
     }
     for foreign in &info.recovery.foreign {
