@@ -205,6 +205,13 @@ impl Sim {
             .insert(n, Errno::from_raw_os_error(errno));
     }
 
+    /// Forgets failures of operations and reads that have not happened yet.
+    pub fn cancel_failures(&self) {
+        let mut world = self.lock();
+        world.faults.fail.clear();
+        world.faults.fail_reads.clear();
+    }
+
     /// Lets the `n`-th read (see [`Counters::reads`]) fail with `errno`.
     pub fn fail_read(&self, n: u64, errno: i32) {
         self.lock()

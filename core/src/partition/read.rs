@@ -6,6 +6,7 @@ use super::{Mode, Partition};
 use crate::error::{CorruptionKind, Error, Result};
 use crate::format::{FormatError, StoredBatch, StoredRecord};
 use crate::io::IoBackend;
+use crate::segment::Segment;
 
 /// How far a read may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -117,7 +118,7 @@ impl<B: IoBackend> Partition<B> {
         if let Some(fetched) = self.read_cached(from, limits, visibility)? {
             return Ok(fetched);
         }
-        let (offsets, mode_failure, candidates) = {
+        let (offsets, generation, mode_failure, candidates) = {
             let state = self.state.borrow();
             let segments: Vec<_> = state.segments().cloned().collect();
             // The last segment that starts at or below `from`; its successors if it ends below.
@@ -128,7 +129,7 @@ impl<B: IoBackend> Partition<B> {
                 Mode::Failed(cause) => Some(self.failed(cause)),
                 _ => None,
             };
-            (state.offsets, failure, segments.into_iter().skip(first))
+            (state.offsets, state.generation, failure, segments.into_iter().skip(first))
         };
         let end = match visibility {
             Visibility::Durable => offsets.durable(),
@@ -167,10 +168,18 @@ impl<B: IoBackend> Partition<B> {
         if let Some(failure) = mode_failure {
             return Err(failure);
         }
-        // Nothing in [from, end) although it is within the log: skipped offsets at its very end.
         let state = self.state.borrow();
-        let stored_end = state.segments().next_back().map_or(0, |s| s.base_offset());
-        if from >= stored_end || state.offsets.log_start() > from {
+        if state.generation != generation {
+            // A truncation came in between; what was looked at is not the log any more.
+            drop(state);
+            return Box::pin(self.read(from, limits, visibility)).await;
+        }
+        // Nothing in [from, end) although it is within the log: right if all of it was skipped or
+        // has been trimmed meanwhile.
+        let holds = |s: &Rc<Segment<B::File>>| {
+            s.base_offset().max(from) < s.end_offset.get().min(end)
+        };
+        if state.offsets.log_start() > from || !state.segments().any(holds) {
             drop(state);
             return Ok(Fetched {
                 batches: Vec::new(),
