@@ -48,6 +48,8 @@ struct Entry {
     clip: Option<u64>,
     /// Under way at the same time as a truncation: nobody can tell which came first.
     blurred: bool,
+    /// The lowest of those truncations.
+    blurred_at: u64,
     /// The last check that saw it.
     round: u32,
 }
@@ -127,9 +129,9 @@ impl Life {
     pub fn submit(&mut self, client: u32, shape: BatchShape) -> BatchId {
         let id = BatchId(self.number << 32 | self.entries.len() as u64);
         let blurred = self.cut.is_some();
-        let clip = self.cut.map(|cut| cut.to);
-        let (fate, base, round) = (Fate::Open, None, 0);
-        self.entries.push(Entry { client, shape, fate, base, clip, blurred, round });
+        let blurred_at = self.cut.map_or(u64::MAX, |cut| cut.to);
+        let (fate, base, clip, round) = (Fate::Open, None, None, 0);
+        self.entries.push(Entry { client, shape, fate, base, clip, blurred, blurred_at, round });
         id
     }
 
@@ -178,7 +180,7 @@ impl Life {
             return Err(Violation::new("P4", text));
         }
         entry.fate = Fate::Kept;
-        if entry.blurred && self.cut.is_none() && entry.clip.is_some_and(|clip| end <= clip) {
+        if self.cut.is_none() && end <= entry.blurred_at {
             entry.blurred = false;
         }
         if entry.blurred {
@@ -328,7 +330,7 @@ impl Life {
         self.epoch += 1;
         for entry in self.entries.iter_mut().filter(|e| e.fate == Fate::Open) {
             entry.blurred = true;
-            entry.clip = Some(entry.clip.map_or(to, |clip| clip.min(to)));
+            entry.blurred_at = entry.blurred_at.min(to);
         }
     }
 
@@ -343,9 +345,13 @@ impl Life {
         for entry in self.entries.iter_mut().filter(|e| e.exists()) {
             let Some(base) = entry.base else { continue };
             let end = entry.end(base);
-            if end <= to {
+            if end <= entry.blurred_at {
                 entry.blurred = false;
-            } else if base < to {
+            }
+            if end <= to {
+                continue;
+            }
+            if base < to {
                 entry.clip = Some(entry.clip.map_or(to, |clip| clip.min(to)));
             } else if !entry.blurred {
                 entry.fate = Fate::Gone;
@@ -377,8 +383,7 @@ impl Life {
         self.check_seen(offsets.log_start(), seen)?;
         for (i, entry) in self.entries.iter().enumerate() {
             let Some(base) = entry.base else { continue };
-            let clip = entry.clip.filter(|clip| *clip > base);
-            let end = clip.unwrap_or(u64::MAX).min(entry.end(base));
+            let end = entry.clip.unwrap_or(u64::MAX).min(entry.end(base));
             let owed = entry.exists() && !entry.blurred && end <= promised;
             if owed && end > offsets.log_start() && entry.round != self.round {
                 let text = format!(
@@ -397,6 +402,7 @@ impl Life {
                 entry.fate = Fate::Gone;
             }
             entry.blurred = false;
+            entry.blurred_at = u64::MAX;
         }
         self.bound = self.bound.split_off(&offsets.log_start());
         for one in seen {
