@@ -18,8 +18,14 @@ pub(crate) fn run(cases: u64) {
         readable += u64::from(rest);
     }
     // Not every byte matters: padding of dead segments, spares. Many do.
-    assert!(reported * 5 > cases, "only {reported} of {cases} damages were met");
-    assert!(readable * 10 > reported, "the rest was readable in only {readable} of {reported}");
+    assert!(
+        reported * 5 > cases,
+        "only {reported} of {cases} damages were met"
+    );
+    assert!(
+        readable * 10 > reported,
+        "the rest was readable in only {readable} of {reported}"
+    );
 }
 
 fn one(seed: u64) -> Result<(bool, bool), String> {
@@ -27,7 +33,13 @@ fn one(seed: u64) -> Result<(bool, bool), String> {
     let world = crate::case::fresh_world(seed);
     let mut config = workload::config(seed);
     config.retention_bytes = None;
-    let life = workload::life(sim.clone(), sim.new_process(), Rc::clone(&world), config.clone(), 6);
+    let life = workload::life(
+        sim.clone(),
+        sim.new_process(),
+        Rc::clone(&world),
+        config.clone(),
+        6,
+    );
     let rest = async {
         life.await?;
         // Long enough for every partition to be sealed.
@@ -37,7 +49,13 @@ fn one(seed: u64) -> Result<(bool, bool), String> {
     sim.block_on(rest)?;
     let mut rng = Rng(seed ^ 0xDA3A6E);
     // The store is at rest: what it holds now is what must be found.
-    let again = workload::life(sim.clone(), fresh(&sim), Rc::clone(&world), config.clone(), 0);
+    let again = workload::life(
+        sim.clone(),
+        fresh(&sim),
+        Rc::clone(&world),
+        config.clone(),
+        0,
+    );
     sim.power_loss();
     sim.block_on(again)?;
     sim.power_loss();
@@ -51,9 +69,14 @@ fn one(seed: u64) -> Result<(bool, bool), String> {
     }
     let file = &files[usize::try_from(rng.below(files.len() as u64)).unwrap()];
     let len = sim.read_file(file).unwrap().len() as u64;
-    let at = if rng.chance(20) { rng.below(512) } else { 4096 + rng.below((len - 4096) / 2) };
+    let at = if rng.chance(20) {
+        rng.below(512)
+    } else {
+        4096 + rng.below((len - 4096) / 2)
+    };
     if rng.chance(50) {
-        sim.flip_bit(file, at, u8::try_from(rng.below(8)).unwrap()).unwrap();
+        sim.flip_bit(file, at, u8::try_from(rng.below(8)).unwrap())
+            .unwrap();
     } else {
         let sector = at / 512 * 512;
         sim.corrupt(file, sector..sector + 512).unwrap();
@@ -75,7 +98,10 @@ async fn check(
     let open = |policy| {
         let mut config = config.clone();
         config.on_corruption = policy;
-        Store::builder("/store").config(config).backend(sim.new_process()).open()
+        Store::builder("/store")
+            .config(config)
+            .backend(sim.new_process())
+            .open()
     };
     let mut reported = false;
     let store = match open(OnCorruption::Refuse).await {

@@ -49,7 +49,12 @@ impl<B: IoBackend> Partition<B> {
             }
             Change::Reopen(reply) => answer(reply, self.reopen().await),
             Change::Close(reply) => {
-                let result = self.seal_at_rest(false).await;
+                // A partition that has failed closes, but not in order, and the caller hears of it.
+                let failure = match &self.state.borrow().mode {
+                    Mode::Failed(cause) => Err(self.failed(cause)),
+                    _ => Ok(()),
+                };
+                let result = self.seal_at_rest(false).await.and(failure);
                 self.shard.removals_done().await;
                 self.end();
                 answer(reply, result);

@@ -14,7 +14,7 @@ use super::report::PartitionReport;
 use crate::config::{OnCorruption, StoreConfig};
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentKind};
-use crate::io::{BUFFER_ALIGNMENT, BufPool, Durability, IoBackend, IoFile};
+use crate::io::{AlignedBuf, BUFFER_ALIGNMENT, BufPool, Durability, IoBackend, IoFile};
 use crate::offset::Offsets;
 use crate::segment::{
     ActiveSegment, Cursor, Scan, Segment, SpareFile, SpareRequest, SparseIndex, Stop,
@@ -362,7 +362,13 @@ async fn make_writable<B: IoBackend>(
             lengthened.map_err(|e| Error::io("lengthen", &segment.path, e))?;
         }
     }
-    rewrite(&segment, &context.pool, 0, SEGMENT_HEADER_LEN as u64).await?;
+    let mut block = AlignedBuf::with_capacity(SEGMENT_HEADER_LEN);
+    block.extend_from_slice(&segment.header.encode());
+    let written = segment
+        .file
+        .write_all_at(block.freeze(), 0, Durability::Durable)
+        .await;
+    written.map_err(|e| Error::io("write", &segment.path, e))?;
     log.report.rewritten_bytes = rewrite(
         &segment,
         &context.pool,
