@@ -51,9 +51,12 @@ pub struct StoreConfig {
     /// With a write in flight, the next group waits until it has this many bytes or the write is
     /// done: grow the group before the depth.
     pub group_bytes_min: u32,
-    /// Write zeros over a new segment file before it is used (in the background), so that later
-    /// writes need no change of metadata. Costs twice the writes for files that are never recycled.
+    /// Write zeros ahead of the appends into a file that is new, so that an append changes no
+    /// metadata of the file system: its durable write is about twice as fast. Costs twice the
+    /// writes for files that are never recycled.
     pub preinitialise: bool,
+    /// How far ahead of the appends the zeros are kept, in bytes.
+    pub initialise_ahead_bytes: u32,
     /// Use O_DIRECT where the file system has it.
     pub direct_io: bool,
     /// Unused segment files kept per partition for the next roll.
@@ -89,6 +92,7 @@ impl Default for StoreConfig {
             group_bytes_max: 1 << 20,
             group_bytes_min: 256 << 10,
             preinitialise: true,
+            initialise_ahead_bytes: 4 << 20,
             direct_io: true,
             spare_segments_max: 1,
             seal_after: Duration::from_millis(20),
@@ -113,20 +117,20 @@ impl StoreConfig {
     pub fn validate(&self) -> Result<()> {
         fn range<T: PartialOrd + std::fmt::Display>(
             setting: &'static str,
-            value: T,
-            min: T,
-            max: T,
+            value: &T,
+            min: &T,
+            max: &T,
         ) -> Result<()> {
-            if value >= min && value <= max {
+            if (min..=max).contains(&value) {
                 return Ok(());
             }
-            Err(invalid(setting, &value, format!("{min} to {max}")))
+            Err(invalid(setting, value, format!("{min} to {max}")))
         }
         match &self.shards {
             Shards::Auto => {}
-            Shards::Count(n) => range("shards", *n, 1, 1024)?,
+            Shards::Count(n) => range("shards", n, &1, &1024)?,
             Shards::Cores(cores) => {
-                range("shards (number of cores)", cores.len(), 1, 1024)?;
+                range("shards (number of cores)", &cores.len(), &1, &1024)?;
                 let mut sorted = cores.clone();
                 sorted.sort_unstable();
                 sorted.dedup();
@@ -136,20 +140,70 @@ impl StoreConfig {
                 }
             }
         }
-        range("segment_bytes", self.segment_bytes, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX)?;
+        range(
+            "segment_bytes",
+            &self.segment_bytes,
+            &SEGMENT_BYTES_MIN,
+            &SEGMENT_BYTES_MAX,
+        )?;
         if !self.segment_bytes.is_multiple_of(4096) {
-            return Err(invalid("segment_bytes", &self.segment_bytes, "a multiple of 4096".into()));
+            return Err(invalid(
+                "segment_bytes",
+                &self.segment_bytes,
+                "a multiple of 4096".into(),
+            ));
         }
-        range("mailbox_requests_max", self.mailbox_requests_max, 1, 1 << 24)?;
-        range("writes_in_flight_max", self.writes_in_flight_max, 1, 64)?;
-        range("group_bytes_max", self.group_bytes_max, 4096, 256 << 20)?;
-        range("group_bytes_min", self.group_bytes_min, 0, self.group_bytes_max)?;
+        range(
+            "mailbox_requests_max",
+            &self.mailbox_requests_max,
+            &1,
+            &(1 << 24),
+        )?;
+        range("writes_in_flight_max", &self.writes_in_flight_max, &1, &64)?;
+        range(
+            "group_bytes_max",
+            &self.group_bytes_max,
+            &4096,
+            &(256 << 20),
+        )?;
+        range(
+            "group_bytes_min",
+            &self.group_bytes_min,
+            &0,
+            &self.group_bytes_max,
+        )?;
+        range(
+            "initialise_ahead_bytes",
+            &self.initialise_ahead_bytes,
+            &4096,
+            &(1 << 30),
+        )?;
         let batch_bytes_max = self.batch_bytes_max(512);
-        range("mailbox_bytes_max", self.mailbox_bytes_max, batch_bytes_max, 1 << 31)?;
-        range("tail_cache_bytes_max", self.tail_cache_bytes_max, 0, 1 << 40)?;
-        range("spare_segments_max", self.spare_segments_max, 0, 64)?;
-        range("index_interval_bytes", self.index_interval_bytes, 512, 1 << 30)?;
-        range("read_chunk_bytes", self.read_chunk_bytes, 4096, 64 << 20)?;
+        range(
+            "mailbox_bytes_max",
+            &self.mailbox_bytes_max,
+            &batch_bytes_max,
+            &(1 << 31),
+        )?;
+        range(
+            "tail_cache_bytes_max",
+            &self.tail_cache_bytes_max,
+            &0,
+            &(1 << 40),
+        )?;
+        range("spare_segments_max", &self.spare_segments_max, &0, &64)?;
+        range(
+            "index_interval_bytes",
+            &self.index_interval_bytes,
+            &512,
+            &(1 << 30),
+        )?;
+        range(
+            "read_chunk_bytes",
+            &self.read_chunk_bytes,
+            &4096,
+            &(64 << 20),
+        )?;
         let millisecond = Duration::from_millis(1);
         let year = Duration::from_secs(366 * 86_400);
         let durations = [
@@ -159,7 +213,11 @@ impl StoreConfig {
         ];
         for (setting, value, min) in durations {
             if value < min || value > year {
-                return Err(invalid(setting, &format!("{value:?}"), format!("{min:?} to {year:?}")));
+                return Err(invalid(
+                    setting,
+                    &format!("{value:?}"),
+                    format!("{min:?} to {year:?}"),
+                ));
             }
         }
         Ok(())
@@ -178,6 +236,16 @@ impl StoreConfig {
             .saturating_sub(self.control_headroom_bytes(alignment))
     }
 
+    /// How many bytes of a new file are zeroed before it is used.
+    pub(crate) fn initialise_first_bytes(&self) -> u64 {
+        if !self.preinitialise {
+            return 0;
+        }
+        u64::from(self.initialise_ahead_bytes)
+            .next_multiple_of(4096)
+            .min(self.segment_bytes)
+    }
+
     /// Largest encoded batch (header included) that is accepted at the given alignment, in bytes.
     /// A group that carries a reservation has one control batch in front of it.
     pub(crate) fn batch_bytes_max(&self, alignment: u32) -> usize {
@@ -189,7 +257,11 @@ impl StoreConfig {
 }
 
 fn invalid(setting: &'static str, value: &dyn std::fmt::Display, allowed: String) -> Error {
-    Error::InvalidConfig { setting, value: value.to_string(), allowed }
+    Error::InvalidConfig {
+        setting,
+        value: value.to_string(),
+        allowed,
+    }
 }
 
 #[cfg(test)]
@@ -212,7 +284,10 @@ mod tests {
         for change in absurd {
             let mut config = StoreConfig::default();
             change(&mut config);
-            assert!(matches!(config.validate(), Err(Error::InvalidConfig { .. })), "{config:?}");
+            assert!(
+                matches!(config.validate(), Err(Error::InvalidConfig { .. })),
+                "{config:?}"
+            );
         }
     }
 }

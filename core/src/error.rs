@@ -1,14 +1,4 @@
 //! Errors that answer one question: what may the caller do now?
-//!
-//! | class | meaning | the caller may |
-//! | --- | --- | --- |
-//! | not applied | nothing happened and nothing will | retry, or correct the request |
-//! | outcome unknown | the append may be in the log after a recovery | `reopen()`, read the log end |
-//! | partition failed | this partition's write life is over | `reopen()` it; reads go on |
-//! | corrupt | acknowledged bytes are damaged | restore a copy, or read around the damage |
-//! | misuse | the request cannot be right | correct it |
-//!
-//! [`Error::class`] gives the class; nothing needs to be matched by text.
 
 use std::fmt;
 use std::io;
@@ -19,7 +9,15 @@ use crate::format::FormatError;
 /// The result of everything that can fail here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What happened to the request, and so what the caller may do. See the [module](self).
+/// What happened to the request, and so what the caller may do.
+///
+/// | class | meaning | the caller may |
+/// | --- | --- | --- |
+/// | not applied | nothing happened and nothing will | retry, or correct the request |
+/// | outcome unknown | the append may be in the log after a recovery | `reopen()`, read the log end |
+/// | partition failed | this partition's write life is over | `reopen()` it; reads go on |
+/// | corrupt | acknowledged bytes are damaged | restore a copy, or read around the damage |
+/// | misuse | the request cannot be right | correct it |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorClass {
@@ -47,7 +45,11 @@ pub struct IoError {
 
 impl From<io::Error> for IoError {
     fn from(e: io::Error) -> Self {
-        Self { kind: e.kind(), code: e.raw_os_error(), message: e.to_string() }
+        Self {
+            kind: e.kind(),
+            code: e.raw_os_error(),
+            message: e.to_string(),
+        }
     }
 }
 
@@ -119,7 +121,7 @@ impl fmt::Display for Corruption {
     }
 }
 
-/// Everything that can go wrong. See the [module](self) for what a caller may do about it.
+/// Everything that can go wrong; [`class`](Self::class) says what a caller may do about it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -272,7 +274,9 @@ pub enum Error {
         actual: u64,
     },
     /// A truncation would split an opaque batch, which is one unit.
-    #[error("offset {requested} lies inside the opaque batch [{base}, {end}); truncate at its start")]
+    #[error(
+        "offset {requested} lies inside the opaque batch [{base}, {end}); truncate at its start"
+    )]
     InsideOpaqueBatch {
         /// The offset asked for.
         requested: u64,
@@ -353,13 +357,15 @@ impl Error {
             | Self::PartitionBusy { .. }
             | Self::AlreadyOpen { .. }
             | Self::Fenced { .. } => true,
-            Self::Io { source, .. } => matches!(
-                source.kind,
-                io::ErrorKind::Interrupted
-                    | io::ErrorKind::WouldBlock
-                    | io::ErrorKind::OutOfMemory
-                    | io::ErrorKind::StorageFull
-            ) || matches!(source.code, Some(23 | 24)), // ENFILE, EMFILE
+            Self::Io { source, .. } => {
+                matches!(
+                    source.kind,
+                    io::ErrorKind::Interrupted
+                        | io::ErrorKind::WouldBlock
+                        | io::ErrorKind::OutOfMemory
+                        | io::ErrorKind::StorageFull
+                ) || matches!(source.code, Some(23 | 24))
+            } // ENFILE, EMFILE
             _ => false,
         }
     }
@@ -370,7 +376,11 @@ impl Error {
     }
 
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { action, path: path.to_path_buf(), source: source.into() }
+        Self::Io {
+            action,
+            path: path.to_path_buf(),
+            source: source.into(),
+        }
     }
 
     pub(crate) fn corrupt(corruption: Corruption) -> Self {
@@ -379,7 +389,9 @@ impl Error {
 
     /// Whether the cause is a full disk or an exhausted quota.
     pub(crate) fn is_no_space(error: &io::Error) -> bool {
-        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            || matches!(error.raw_os_error(), Some(28 | 122)) // ENOSPC, EDQUOT
+        matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        ) || matches!(error.raw_os_error(), Some(28 | 122)) // ENOSPC, EDQUOT
     }
 }

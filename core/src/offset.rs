@@ -24,7 +24,12 @@ impl Offsets {
     /// # Panics
     /// When `log_start > end`.
     pub fn new(log_start: u64, end: u64) -> Self {
-        let offsets = Self { log_start, durable: end, written: end, log_end: end };
+        let offsets = Self {
+            log_start,
+            durable: end,
+            written: end,
+            log_end: end,
+        };
         offsets.check();
         offsets
     }
@@ -50,7 +55,10 @@ impl Offsets {
     }
 
     pub(crate) fn set_log_end(&mut self, end: u64) {
-        assert!(end >= self.log_end, "the log end moves back only by a truncation");
+        assert!(
+            end >= self.log_end,
+            "the log end moves back only by a truncation"
+        );
         self.log_end = end;
     }
 
@@ -97,9 +105,15 @@ mod tests {
         o.set_written(7);
         o.set_durable(5);
         o.set_log_start(3);
-        assert_eq!((o.log_start(), o.durable(), o.written(), o.log_end()), (3, 5, 7, 10));
+        assert_eq!(
+            (o.log_start(), o.durable(), o.written(), o.log_end()),
+            (3, 5, 7, 10)
+        );
         o.truncate(4);
-        assert_eq!((o.log_start(), o.durable(), o.written(), o.log_end()), (3, 4, 4, 4));
+        assert_eq!(
+            (o.log_start(), o.durable(), o.written(), o.log_end()),
+            (3, 4, 4, 4)
+        );
     }
 
     #[test]

@@ -144,7 +144,10 @@ impl StoreBuilder {
 
     /// Chooses what the store runs on.
     pub fn backend<O: OpenStore>(self, backend: O) -> ConfiguredBuilder<O> {
-        ConfiguredBuilder { request: self.request, backend }
+        ConfiguredBuilder {
+            request: self.request,
+            backend,
+        }
     }
 }
 
@@ -189,7 +192,10 @@ impl Store {
 
     fn shard_of(&self, id: u64) -> Result<&Mailbox> {
         let shard = placement(id, self.inner.shards.len());
-        self.inner.shards.get(shard).ok_or(Error::ShardDead { shard })
+        self.inner
+            .shards
+            .get(shard)
+            .ok_or(Error::ShardDead { shard })
     }
 
     /// Creates a partition; durable when it returns.
@@ -231,7 +237,13 @@ impl Store {
     /// [`Error::PartitionNotFound`] when it, in this incarnation, is not there.
     pub async fn delete_partition(&self, partition: &Partition) -> Result<()> {
         let (id, incarnation) = (partition.id(), partition.incarnation());
-        self.shard_of(id)?.ask(|reply| Command::Delete { id, incarnation, reply }).await
+        self.shard_of(id)?
+            .ask(|reply| Command::Delete {
+                id,
+                incarnation,
+                reply,
+            })
+            .await
     }
 
     /// All partitions, ascending by id.
@@ -323,7 +335,13 @@ async fn open<F: BackendFactory>(
     factory: &F,
     request: OpenRequest,
 ) -> Result<(Store, RecoveryReport)> {
-    let OpenRequest { path, config, create, read_only, reason } = request;
+    let OpenRequest {
+        path,
+        config,
+        create,
+        read_only,
+        reason,
+    } = request;
     config.validate()?;
     let cores = place_shards(&config.shards, &factory.allowed_cores())?;
     let mut shards = Vec::with_capacity(cores.len());
@@ -341,7 +359,10 @@ async fn open<F: BackendFactory>(
             bytes: receiver.bytes,
             ended,
         };
-        let spec = ShardSpec { name: format!("alluvium-{index}"), core: *core };
+        let spec = ShardSpec {
+            name: format!("alluvium-{index}"),
+            core: *core,
+        };
         factory
             .spawn_shard(
                 spec,
@@ -351,7 +372,9 @@ async fn open<F: BackendFactory>(
         shards.push(mailbox);
         ended_receivers.push(ended_receiver);
     }
-    let Some(first) = shards.first() else { return Err(Error::ShardDead { shard: 0 }) };
+    let Some(first) = shards.first() else {
+        return Err(Error::ShardDead { shard: 0 });
+    };
     let booted = first.ask(Command::Boot).await?;
     let adopting: Vec<_> = shards
         .iter()
@@ -360,12 +383,18 @@ async fn open<F: BackendFactory>(
             let mine = |p: &&FoundPartition| placement(p.id, shards.len()) == index;
             let partitions = booted.partitions.iter().filter(mine).cloned().collect();
             let direct = booted.direct;
-            shard.ask(move |reply| Command::Adopt { partitions, direct, reply })
+            shard.ask(move |reply| Command::Adopt {
+                partitions,
+                direct,
+                reply,
+            })
         })
         .collect();
     let mut report = RecoveryReport::default();
     for adopted in futures_util::future::join_all(adopting).await {
-        report.partitions.extend(adopted?.into_iter().map(|a| a.report));
+        report
+            .partitions
+            .extend(adopted?.into_iter().map(|a| a.report));
     }
     report.partitions.sort_unstable_by_key(|p| p.partition);
     let info = StoreInfo {
@@ -377,7 +406,14 @@ async fn open<F: BackendFactory>(
         cores: cores.into_iter().flatten().collect(),
     };
     let ended = Mutex::new(ended_receivers);
-    let store = Store { inner: Arc::new(Inner { path, shards, info, ended }) };
+    let store = Store {
+        inner: Arc::new(Inner {
+            path,
+            shards,
+            info,
+            ended,
+        }),
+    };
     Ok((store, report))
 }
 
@@ -387,10 +423,22 @@ mod tests {
 
     #[test]
     fn shards_are_placed_on_allowed_cores_only() {
-        assert_eq!(place_shards(&Shards::Auto, &[0, 1, 2, 5]), Ok(vec![None; 2]));
+        assert_eq!(
+            place_shards(&Shards::Auto, &[0, 1, 2, 5]),
+            Ok(vec![None; 2])
+        );
         assert_eq!(place_shards(&Shards::Auto, &[]), Ok(vec![None; 1]));
-        assert_eq!(place_shards(&Shards::Cores(vec![5]), &[2, 5]), Ok(vec![Some(5)]));
+        assert_eq!(
+            place_shards(&Shards::Cores(vec![5]), &[2, 5]),
+            Ok(vec![Some(5)])
+        );
         let refused = place_shards(&Shards::Cores(vec![3]), &[2, 5]);
-        assert!(matches!(refused, Err(Error::InvalidConfig { setting: "shards", .. })));
+        assert!(matches!(
+            refused,
+            Err(Error::InvalidConfig {
+                setting: "shards",
+                ..
+            })
+        ));
     }
 }

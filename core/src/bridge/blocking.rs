@@ -79,9 +79,17 @@ impl BlockingPool {
         queue_max: usize,
         spawn: SpawnThread<'_>,
     ) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { state: Mutex::default(), work: Condvar::new() });
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            work: Condvar::new(),
+        });
         let room = Arc::new(Semaphore::new(queue_max.clamp(1, Semaphore::MAX_PERMITS)));
-        let pool = Self { inner: Arc::new(Owner { shared: Arc::clone(&shared), room }) };
+        let pool = Self {
+            inner: Arc::new(Owner {
+                shared: Arc::clone(&shared),
+                room,
+            }),
+        };
         for n in 0..threads.max(1) {
             let shared = Arc::clone(&shared);
             spawn(format!("{name}-{n}"), Box::new(move || shared.work()))?;
@@ -157,7 +165,10 @@ impl Shared {
                     if queue.closed {
                         return;
                     }
-                    queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                    queue = self
+                        .work
+                        .wait(queue)
+                        .unwrap_or_else(PoisonError::into_inner);
                 }
             };
             job();

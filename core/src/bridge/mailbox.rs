@@ -1,6 +1,7 @@
 //! The one queue between threads: many callers in, one shard out, bounded in requests and bytes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{Semaphore, TryAcquireError, mpsc, oneshot};
 
@@ -16,6 +17,8 @@ pub(crate) struct Mailbox {
     sender: mpsc::UnboundedSender<Command>,
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    /// Set by `close`: tells an orderly end from the death of the shard.
+    closing: Arc<AtomicBool>,
 }
 
 /// The shard's side.
@@ -37,17 +40,34 @@ impl Mailbox {
             sender,
             requests: Arc::clone(&requests),
             bytes: Arc::clone(&bytes),
+            closing: Arc::default(),
         };
-        (mailbox, MailboxReceiver { receiver, requests, bytes })
+        (
+            mailbox,
+            MailboxReceiver {
+                receiver,
+                requests,
+                bytes,
+            },
+        )
     }
 
     /// Waits for room for a request that carries `bytes` bytes. Fair: first come, first served.
     pub(crate) async fn reserve(&self, bytes: usize) -> Result<Permit> {
         let gone = |_| self.gone();
-        let request = Arc::clone(&self.requests).acquire_owned().await.map_err(gone)?;
+        let request = Arc::clone(&self.requests)
+            .acquire_owned()
+            .await
+            .map_err(gone)?;
         let n = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let bytes = Arc::clone(&self.bytes).acquire_many_owned(n).await.map_err(gone)?;
-        Ok(Permit { request: Some(request), bytes: Some(bytes) })
+        let bytes = Arc::clone(&self.bytes)
+            .acquire_many_owned(n)
+            .await
+            .map_err(gone)?;
+        Ok(Permit {
+            _request: Some(request),
+            _bytes: Some(bytes),
+        })
     }
 
     /// Room for a request, now or not at all.
@@ -55,13 +75,20 @@ impl Mailbox {
         let refused = |what| {
             move |e: TryAcquireError| match e {
                 TryAcquireError::NoPermits => Error::Full { what },
-                TryAcquireError::Closed => Error::Closed,
+                TryAcquireError::Closed => self.gone(),
             }
         };
-        let request = Arc::clone(&self.requests).try_acquire_owned().map_err(refused("requests"))?;
+        let request = Arc::clone(&self.requests)
+            .try_acquire_owned()
+            .map_err(refused("requests"))?;
         let n = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(n).map_err(refused("bytes"))?;
-        Ok(Permit { request: Some(request), bytes: Some(bytes) })
+        let bytes = Arc::clone(&self.bytes)
+            .try_acquire_many_owned(n)
+            .map_err(refused("bytes"))?;
+        Ok(Permit {
+            _request: Some(request),
+            _bytes: Some(bytes),
+        })
     }
 
     /// Puts a command into the mailbox; never waits.
@@ -93,13 +120,14 @@ impl Mailbox {
 
     /// Lets nobody in any more; those who wait for room hear that the store is closed.
     pub(crate) fn close_bounds(&self) {
+        self.closing.store(true, Ordering::Release);
         self.requests.close();
         self.bytes.close();
     }
 
-    /// Why nothing can be sent: the shard closes its bounds when it closes in order.
+    /// Why nothing can be sent.
     fn gone(&self) -> Error {
-        if self.requests.is_closed() {
+        if self.closing.load(Ordering::Acquire) {
             Error::Closed
         } else {
             Error::ShardDead { shard: self.shard }
@@ -108,7 +136,7 @@ impl Mailbox {
 
     /// Why a partition publishes no more offsets.
     pub(crate) fn ended(&self, id: u64) -> Error {
-        if self.requests.is_closed() {
+        if self.closing.load(Ordering::Acquire) {
             Error::Closed
         } else if self.sender.is_closed() {
             Error::ShardDead { shard: self.shard }
@@ -119,7 +147,7 @@ impl Mailbox {
 
     /// Why a request that was sent is not answered.
     pub(crate) fn dropped(&self) -> Error {
-        if self.requests.is_closed() {
+        if self.closing.load(Ordering::Acquire) {
             Error::ClosedInFlight
         } else {
             Error::ShardDead { shard: self.shard }

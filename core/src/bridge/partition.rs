@@ -95,7 +95,12 @@ impl Partition {
     ) -> Result<Appended> {
         let permit = self.reserve(&batch).await?;
         let (done, answer) = oneshot::channel();
-        self.submit(batch, options.into(), Replies { placed: None, done }, permit)?;
+        self.submit(
+            batch,
+            options.into(),
+            Replies { placed: None, done },
+            permit,
+        )?;
         self.inner.mailbox.answer(answer).await
     }
 
@@ -112,7 +117,10 @@ impl Partition {
         let permit = self.reserve(&batch).await?;
         let (placed, placed_answer) = oneshot::channel();
         let (done, done_answer) = oneshot::channel();
-        let replies = Replies { placed: Some(placed), done };
+        let replies = Replies {
+            placed: Some(placed),
+            done,
+        };
         self.submit(batch, options.into(), replies, permit)?;
         let mailbox = self.inner.mailbox.clone();
         let placed = mailbox.answer(placed_answer).await?;
@@ -124,13 +132,17 @@ impl Partition {
     ///
     /// # Errors
     /// [`Error::Full`] (or one of `append`'s immediate errors) together with the batch.
+    #[expect(clippy::result_large_err, reason = "the batch comes back by value")]
     pub fn try_append(
         &self,
         batch: Batch,
         options: AppendOptions,
     ) -> Result<impl Future<Output = Result<Appended>> + Send + use<>, TryAppendError> {
         let size = batch.encoded_len();
-        let permit = match self.check(&batch).and_then(|()| self.inner.mailbox.try_reserve(size)) {
+        let permit = match self
+            .check(&batch)
+            .and_then(|()| self.inner.mailbox.try_reserve(size))
+        {
             Ok(permit) => permit,
             Err(error) => return Err(TryAppendError { error, batch }),
         };
@@ -156,7 +168,10 @@ impl Partition {
         if size_bytes <= limit_bytes {
             return Ok(());
         }
-        Err(Error::TooLarge { size_bytes, limit_bytes })
+        Err(Error::TooLarge {
+            size_bytes,
+            limit_bytes,
+        })
     }
 
     fn submit(
@@ -174,14 +189,22 @@ impl Partition {
             permit,
         });
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
-        self.inner.mailbox.send(Command::Submit { id, incarnation, request })
+        self.inner.mailbox.send(Command::Submit {
+            id,
+            incarnation,
+            request,
+        })
     }
 
     async fn change<T>(&self, change: impl FnOnce(Reply<T>) -> Change) -> Result<T> {
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
         let ask = |reply| {
             let request = Request::Change(change(reply));
-            Command::Submit { id, incarnation, request }
+            Command::Submit {
+                id,
+                incarnation,
+                request,
+            }
         };
         self.inner.mailbox.ask(ask).await
     }
@@ -202,8 +225,18 @@ impl Partition {
     ) -> Result<Fetched> {
         let permit = self.inner.mailbox.reserve(0).await?;
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
-        let reading = Reading { from, limits, visibility };
-        let ask = |reply| Command::Read { id, incarnation, reading, reply, permit };
+        let reading = Reading {
+            from,
+            limits,
+            visibility,
+        };
+        let ask = |reply| Command::Read {
+            id,
+            incarnation,
+            reading,
+            reply,
+            permit,
+        };
         self.inner.mailbox.ask(ask).await
     }
 
@@ -270,15 +303,26 @@ impl Partition {
     /// at or after the given one; `None` when all are older.
     pub async fn offset_for_timestamp(&self, timestamp_ms: i64) -> Result<Option<u64>> {
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
-        let ask =
-            |reply| Command::OffsetForTimestamp { id, incarnation, timestamp_ms, reply };
+        let ask = |reply| Command::OffsetForTimestamp {
+            id,
+            incarnation,
+            timestamp_ms,
+            reply,
+        };
         self.inner.mailbox.ask(ask).await
     }
 
     /// A description for operators.
     pub async fn describe(&self) -> Result<PartitionInfo> {
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
-        self.inner.mailbox.ask(|reply| Command::Describe { id, incarnation, reply }).await
+        self.inner
+            .mailbox
+            .ask(|reply| Command::Describe {
+                id,
+                incarnation,
+                reply,
+            })
+            .await
     }
 
     /// A round trip to the partition's shard and back without any work: what the bridge costs.
@@ -294,5 +338,8 @@ impl Partition {
 /// Makes several partitions durable at once; the first error is returned after all were tried.
 pub(crate) async fn sync_all(partitions: &[Partition]) -> Result<()> {
     let results = futures_util::future::join_all(partitions.iter().map(Partition::sync)).await;
-    results.into_iter().find_map(Result::err).map_or(Ok::<(), Error>(()), Err)
+    results
+        .into_iter()
+        .find_map(Result::err)
+        .map_or(Ok::<(), Error>(()), Err)
 }

@@ -29,13 +29,19 @@ impl AppendOptions {
     /// Append only if the log ends at `offset`; otherwise [`Error::WrongOffset`].
     #[must_use]
     pub fn expected_end(self, offset: u64) -> Self {
-        Self { expected_end: Some(offset), ..self }
+        Self {
+            expected_end: Some(offset),
+            ..self
+        }
     }
 }
 
 impl From<Ack> for AppendOptions {
     fn from(ack: Ack) -> Self {
-        Self { ack, expected_end: None }
+        Self {
+            ack,
+            expected_end: None,
+        }
     }
 }
 
@@ -58,7 +64,11 @@ impl PendingAppend {
         done: oneshot::Receiver<Result<Appended>>,
         mailbox: Mailbox,
     ) -> Self {
-        Self { placed, done, mailbox }
+        Self {
+            placed,
+            done,
+            mailbox,
+        }
     }
 
     /// Offset of the batch's first record, provisional.

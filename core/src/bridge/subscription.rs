@@ -30,7 +30,13 @@ type Fetching = Pin<Box<dyn Future<Output = Result<Fetched>> + Send>>;
 impl Subscription {
     pub(super) fn new(partition: Partition, next: u64, limits: ReadLimits) -> Self {
         let offsets = partition.watch();
-        Self { partition, offsets, next, limits, fetching: None }
+        Self {
+            partition,
+            offsets,
+            next,
+            limits,
+            fetching: None,
+        }
     }
 
     /// The offset that the next item starts at.

@@ -16,9 +16,12 @@
 //! 3. A sync makes durable what was contiguously written when it *started*.
 //! 4. The first failure is final: no mark moves again, whatever completes later.
 
+mod linger;
+
 use std::collections::VecDeque;
 
 use crate::io::Durability;
+pub(crate) use linger::Linger;
 
 /// A place in a partition's stream of batches, control batches included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,11 +86,6 @@ impl Pipeline {
         self.in_flight
     }
 
-    /// Whether no write and no sync is in flight.
-    pub(crate) fn is_drained(&self) -> bool {
-        self.in_flight == 0 && self.syncing.is_none()
-    }
-
     /// The written mark.
     pub(crate) fn written(&self) -> Mark {
         self.written
@@ -98,16 +96,15 @@ impl Pipeline {
         self.durable
     }
 
-    /// Whether a write or sync has failed.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.failed
-    }
-
     /// Registers a group that ends at `end` and is handed to the disk now.
     pub(crate) fn submit(&mut self, end: Mark, durability: Durability) -> GroupId {
         debug_assert!(self.has_room(), "the window is full");
         let id = GroupId(self.front_id + self.groups.len() as u64);
-        self.groups.push_back(Group { end, durability, done: false });
+        self.groups.push_back(Group {
+            end,
+            durability,
+            done: false,
+        });
         self.in_flight += 1;
         id
     }
@@ -123,7 +120,9 @@ impl Pipeline {
             group.done = true;
         }
         while self.groups.front().is_some_and(|g| g.done) {
-            let Some(group) = self.groups.pop_front() else { break };
+            let Some(group) = self.groups.pop_front() else {
+                break;
+            };
             self.front_id += 1;
             let all_before_durable = self.durable == self.written;
             self.written = group.end;
@@ -151,12 +150,18 @@ impl Pipeline {
 
     /// The sync has completed.
     pub(crate) fn sync_completed(&mut self) {
-        let Some(covered) = self.syncing.take() else { return };
+        let Some(covered) = self.syncing.take() else {
+            return;
+        };
         if self.failed {
             return;
         }
         // Durable writes after the last plain one that the sync covers need no sync of their own.
-        let reached = if covered.count >= self.plain.count { self.written } else { covered };
+        let reached = if covered.count >= self.plain.count {
+            self.written
+        } else {
+            covered
+        };
         if reached.count > self.durable.count {
             self.durable = reached;
         }
@@ -178,7 +183,10 @@ mod tests {
     use Durability::{Durable, Written};
 
     fn mark(n: u64) -> Mark {
-        Mark { count: n, offset: n * 10 }
+        Mark {
+            count: n,
+            offset: n * 10,
+        }
     }
 
     #[test]
@@ -196,7 +204,7 @@ mod tests {
                 assert_eq!(p.durable(), mark(prefix), "{permutation:?}");
                 assert_eq!(p.written(), mark(prefix));
             }
-            assert!(p.is_drained());
+            assert_eq!(p.in_flight(), 0);
         }
     }
 
@@ -207,7 +215,10 @@ mod tests {
         let second = p.submit(mark(2), Durable);
         p.complete(second);
         assert_eq!(p.in_flight(), 1);
-        assert!(!p.has_room(), "a finished successor of a straggler still counts");
+        assert!(
+            !p.has_room(),
+            "a finished successor of a straggler still counts"
+        );
     }
 
     #[test]
@@ -251,13 +262,13 @@ mod tests {
         p.fail(Some(b));
         p.complete(a);
         assert_eq!((p.written(), p.durable()), (mark(0), mark(0)));
-        assert!(!p.has_room() && !p.needs_sync(2) && p.is_drained());
+        assert!(!p.has_room() && !p.needs_sync(2) && p.in_flight() == 0);
         let mut p = Pipeline::new(4, mark(0));
         let a = p.submit(mark(1), Written);
         p.complete(a);
         p.sync_started();
         p.fail(None);
-        assert!(p.is_drained() && p.has_failed());
+        assert!(!p.has_room() && !p.needs_sync(1));
         assert_eq!(p.durable(), mark(0));
     }
 

@@ -102,11 +102,20 @@ pub struct OpenOptions {
 
 impl OpenOptions {
     /// Buffered access to an existing file, read only.
-    pub const READ: Self = Self { mode: OpenMode::Read, direct: false };
+    pub const READ: Self = Self {
+        mode: OpenMode::Read,
+        direct: false,
+    };
     /// Buffered access to an existing file, read and write.
-    pub const READ_WRITE: Self = Self { mode: OpenMode::ReadWrite, direct: false };
+    pub const READ_WRITE: Self = Self {
+        mode: OpenMode::ReadWrite,
+        direct: false,
+    };
     /// Buffered access to a new file.
-    pub const CREATE_NEW: Self = Self { mode: OpenMode::CreateNew, direct: false };
+    pub const CREATE_NEW: Self = Self {
+        mode: OpenMode::CreateNew,
+        direct: false,
+    };
 
     /// The same with `direct` set as given.
     #[must_use]
@@ -223,7 +232,10 @@ pub trait IoBackend: 'static {
 /// Offsets and lengths are in bytes. When the file was opened with [`OpenOptions::direct`], the
 /// engine keeps offset, length and buffer address of every transfer at multiples of
 /// [`alignment`](Self::alignment).
-#[expect(clippy::len_without_is_empty, reason = "a file is no container; nobody asks")]
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "a file is no container; nobody asks"
+)]
 #[async_trait(?Send)]
 pub trait IoFile: fmt::Debug + 'static {
     /// Alignment that transfers need, in bytes: a power of two from 1 (buffered) to 4096.

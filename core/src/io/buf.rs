@@ -58,7 +58,12 @@ impl AlignedBuf {
         let layout = Self::layout(capacity)?;
         // SAFETY: the layout's size is at least BUFFER_ALIGNMENT, never zero.
         let raw = unsafe { alloc::alloc_zeroed(layout) };
-        Some(Self { ptr: NonNull::new(raw)?, len: 0, capacity: layout.size(), pool: None })
+        Some(Self {
+            ptr: NonNull::new(raw)?,
+            len: 0,
+            capacity: layout.size(),
+            pool: None,
+        })
     }
 
     fn layout(capacity: usize) -> Option<Layout> {
@@ -116,7 +121,10 @@ impl AlignedBuf {
         if additional <= self.remaining() {
             return;
         }
-        let wanted = self.len.saturating_add(additional).max(self.capacity.saturating_mul(2));
+        let wanted = self
+            .len
+            .saturating_add(additional)
+            .max(self.capacity.saturating_mul(2));
         let mut grown = Self::with_capacity(wanted);
         grown.extend_from_slice(self);
         *self = grown;
@@ -127,7 +135,10 @@ impl AlignedBuf {
         // SAFETY: [ptr, ptr + capacity) is one allocation, initialised when it was made (zeroed),
         // and `len <= capacity` always holds.
         unsafe {
-            std::slice::from_raw_parts_mut(self.ptr.as_ptr().add(self.len), self.capacity - self.len)
+            std::slice::from_raw_parts_mut(
+                self.ptr.as_ptr().add(self.len),
+                self.capacity - self.len,
+            )
         }
     }
 
@@ -136,7 +147,11 @@ impl AlignedBuf {
     /// # Panics
     /// When `len` is larger than the capacity: a backend that claims that has a bug.
     pub fn set_len(&mut self, len: usize) {
-        assert!(len <= self.capacity, "length {len} beyond capacity {}", self.capacity);
+        assert!(
+            len <= self.capacity,
+            "length {len} beyond capacity {}",
+            self.capacity
+        );
         self.len = len;
     }
 
@@ -176,7 +191,12 @@ impl DerefMut for AlignedBuf {
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.take() {
-            pool.give_back(Self { ptr: self.ptr, len: 0, capacity: self.capacity, pool: None });
+            pool.give_back(Self {
+                ptr: self.ptr,
+                len: 0,
+                capacity: self.capacity,
+                pool: None,
+            });
             return;
         }
         if let Some(layout) = Self::layout(self.capacity) {
@@ -231,7 +251,12 @@ struct Idle {
 impl BufPool {
     /// A pool that keeps at most `idle_bytes_max` bytes of unused buffers.
     pub fn new(idle_bytes_max: usize) -> Self {
-        Self { inner: Arc::new(PoolInner { idle_bytes_max, idle: Mutex::default() }) }
+        Self {
+            inner: Arc::new(PoolInner {
+                idle_bytes_max,
+                idle: Mutex::default(),
+            }),
+        }
     }
 
     /// A buffer of at least `capacity` bytes with length zero. Recycled bytes beyond the length
@@ -281,13 +306,18 @@ impl PoolInner {
 
 impl fmt::Debug for PoolInner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PoolInner").field("idle_bytes_max", &self.idle_bytes_max).finish_non_exhaustive()
+        f.debug_struct("PoolInner")
+            .field("idle_bytes_max", &self.idle_bytes_max)
+            .finish_non_exhaustive()
     }
 }
 
 /// Size class and size in bytes of the smallest class that holds `capacity`.
 fn class_of(capacity: usize) -> (usize, usize) {
-    let pages = capacity.max(1).div_ceil(BUFFER_ALIGNMENT).next_power_of_two();
+    let pages = capacity
+        .max(1)
+        .div_ceil(BUFFER_ALIGNMENT)
+        .next_power_of_two();
     (pages.trailing_zeros() as usize, pages * BUFFER_ALIGNMENT)
 }
 

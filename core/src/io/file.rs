@@ -35,7 +35,10 @@ pub struct FailStop<F> {
 impl<F: IoFile> FailStop<F> {
     /// Wraps a file that has not failed yet.
     pub fn new(file: F) -> Self {
-        Self { file, failure: RefCell::new(None) }
+        Self {
+            file,
+            failure: RefCell::new(None),
+        }
     }
 
     /// See [`IoFile::alignment`].
@@ -105,7 +108,12 @@ impl<F: IoFile> FailStop<F> {
     }
 
     /// Reads `len` bytes at `offset`, or fewer when the file ends there.
-    pub async fn read_at(&self, buf: AlignedBuf, offset: u64, len: usize) -> io::Result<AlignedBuf> {
+    pub async fn read_at(
+        &self,
+        buf: AlignedBuf,
+        offset: u64,
+        len: usize,
+    ) -> io::Result<AlignedBuf> {
         read_full(&self.file, buf, offset, len).await
     }
 
@@ -174,5 +182,8 @@ async fn read_full<F: IoFile>(
 }
 
 fn is_interruption(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+    matches!(
+        error.kind(),
+        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+    )
 }

@@ -50,7 +50,9 @@ impl TailCache {
         while let Some(mut group) = self.groups.pop_back() {
             self.bytes -= group.bytes.len();
             group.batches.retain(|b| b.base_offset < end);
-            let Some(last) = group.batches.last_mut() else { continue };
+            let Some(last) = group.batches.last_mut() else {
+                continue;
+            };
             last.end_offset = last.end_offset.min(end);
             self.push(group);
             return;
@@ -112,19 +114,33 @@ mod tests {
         let mut batches = Vec::new();
         let mut offset = base;
         for &n in sizes {
-            let mut batch = Batch::from_values((0..n).map(|i| i.to_le_bytes())).unwrap();
-            batch.place(&Placement { base_offset: offset, ..Placement::default() });
+            let mut batch = Batch::from_values((0..n).map(u32::to_le_bytes)).unwrap();
+            batch.place(&Placement {
+                base_offset: offset,
+                ..Placement::default()
+            });
             let end_offset = offset + u64::from(n);
-            batches.push(PlacedBatch { base_offset: offset, end_offset, start: bytes.len() });
+            batches.push(PlacedBatch {
+                base_offset: offset,
+                end_offset,
+                start: bytes.len(),
+            });
             bytes.extend_from_slice(batch.bytes());
             offset = end_offset;
         }
-        PlacedGroup { bytes: bytes.into(), position: 0, batches }
+        PlacedGroup {
+            bytes: bytes.into(),
+            position: 0,
+            batches,
+        }
     }
 
     fn ranges(cache: &TailCache, from: u64, end: u64, bytes: usize) -> Vec<(u64, u64)> {
         let batches = cache.read(from, end, bytes).unwrap().unwrap();
-        batches.iter().map(|b| (b.first_offset(), b.end_offset())).collect()
+        batches
+            .iter()
+            .map(|b| (b.first_offset(), b.end_offset()))
+            .collect()
     }
 
     #[test]
@@ -133,9 +149,16 @@ mod tests {
         cache.push(group(10, &[2, 3]));
         cache.push(group(15, &[5]));
         assert!(cache.read(9, 20, 1 << 20).is_none());
-        assert_eq!(ranges(&cache, 11, 20, 1 << 20), [(11, 12), (12, 15), (15, 20)]);
+        assert_eq!(
+            ranges(&cache, 11, 20, 1 << 20),
+            [(11, 12), (12, 15), (15, 20)]
+        );
         assert_eq!(ranges(&cache, 13, 17, 1 << 20), [(13, 15), (15, 17)]);
-        assert_eq!(ranges(&cache, 10, 20, 1), [(10, 12)], "one batch in any case");
+        assert_eq!(
+            ranges(&cache, 10, 20, 1),
+            [(10, 12)],
+            "one batch in any case"
+        );
         assert_eq!(ranges(&cache, 20, 20, 1), []);
     }
 

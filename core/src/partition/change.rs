@@ -50,6 +50,7 @@ impl<B: IoBackend> Partition<B> {
             Change::Reopen(reply) => answer(reply, self.reopen().await),
             Change::Close(reply) => {
                 let result = self.seal_at_rest(false).await;
+                self.shard.removals_done().await;
                 self.end();
                 answer(reply, result);
             }
@@ -76,10 +77,12 @@ impl<B: IoBackend> Partition<B> {
         let Err(error) = result else { return };
         let mut state = self.state.borrow_mut();
         let queue = std::mem::take(&mut state.queue);
-        let (appends, rest): (Vec<_>, Vec<_>) =
-            queue.into_iter().partition(|r| matches!(r, Request::Append(_)));
+        let (appends, rest): (Vec<_>, Vec<_>) = queue
+            .into_iter()
+            .partition(|r| matches!(r, Request::Append(_)));
         state.queue = rest.into();
         state.queued_bytes = 0;
+        state.queued_appends = 0;
         drop(state);
         for request in appends {
             request.refuse(error.clone());
@@ -102,7 +105,11 @@ impl<B: IoBackend> Partition<B> {
                 }
                 let oldest = state.sealed.remove(0);
                 match Segment::try_into_file(oldest) {
-                    Ok((file, path)) => SpareFile { file, path },
+                    Ok((file, path)) => SpareFile {
+                        file,
+                        path,
+                        initialised_to: self.context.config.segment_bytes,
+                    },
                     Err(read) => {
                         state.sealed.insert(0, read);
                         return Err(Error::NoSpace { path });
@@ -127,9 +134,16 @@ impl<B: IoBackend> Partition<B> {
         let end = state.offsets.log_end();
         let previous = state.segments().next_back().cloned();
         Continuation {
-            link: state.active.as_ref().map_or(state.link, ActiveSegment::link),
+            link: state
+                .active
+                .as_ref()
+                .map_or(state.link, ActiveSegment::link),
             // Without an active segment, a cut or a crash came before: skip what may be shown.
-            base: if state.active.is_some() { end } else { end.max(state.reserved_placed) },
+            base: if state.active.is_some() {
+                end
+            } else {
+                end.max(state.reserved_placed)
+            },
             end: previous.as_ref().map_or(end, |s| s.end_offset.get()),
             previous,
             log_start: state.offsets.log_start(),
@@ -159,19 +173,24 @@ impl<B: IoBackend> Partition<B> {
         .build(backend, &self.context, spare.file.alignment());
         let config = &self.context.config;
         let headroom = config.control_headroom_bytes(header.alignment);
+        let initialised_to = spare.initialised_to;
         let segment = match spare.activate(header, config.index_interval_bytes).await {
             Ok(segment) => Rc::new(segment),
             Err(e) => {
                 let cause = crate::error::IoError::from(e);
-                self.fail_with(cause.clone());
-                return Err(Error::OutcomeUnknown { id: self.id(), cause });
+                self.fail_with(&cause);
+                return Err(Error::OutcomeUnknown {
+                    id: self.id(),
+                    cause,
+                });
             }
         };
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
         state.next_sequence = sequence + 1;
         let start = SEGMENT_HEADER_LEN as u64;
-        let active = ActiveSegment::new(segment, start, 0, next.link, headroom);
+        let mut active = ActiveSegment::new(segment, start, 0, next.link, headroom);
+        active.initialised_to = initialised_to;
         let finished = state.active.replace(active);
         if let Some(finished) = finished {
             let segment = finished.segment;
@@ -199,7 +218,11 @@ impl<B: IoBackend> Partition<B> {
             if !state.is_open() || (state.tail_sealed && !segment_end) {
                 return Ok(());
             }
-            let reserved_end = if segment_end { state.reserved_placed.max(end) } else { end };
+            let reserved_end = if segment_end {
+                state.reserved_placed.max(end)
+            } else {
+                end
+            };
             let batch = Batch::control(&Control {
                 reason: ControlReason::Seal,
                 segment_end,
@@ -207,8 +230,10 @@ impl<B: IoBackend> Partition<B> {
                 log_start: state.offsets.log_start(),
                 reserved_end,
             });
-            let room =
-                state.active.as_ref().is_some_and(|a| a.has_control_room(batch.encoded_len()));
+            let room = state
+                .active
+                .as_ref()
+                .is_some_and(|a| a.has_control_room(batch.encoded_len()));
             if !room {
                 return Ok(());
             }
@@ -228,8 +253,11 @@ impl<B: IoBackend> Partition<B> {
             (Err(e), id) => {
                 let cause = crate::error::IoError::from(e);
                 self.state.borrow_mut().pipeline.fail(id);
-                self.fail_with(cause.clone());
-                Err(Error::PartitionFailed { id: self.id(), cause })
+                self.fail_with(&cause);
+                Err(Error::PartitionFailed {
+                    id: self.id(),
+                    cause,
+                })
             }
         }
     }
@@ -242,7 +270,11 @@ impl<B: IoBackend> Partition<B> {
         }
         if to < offsets.log_start() || to > offsets.log_end() {
             let (start, end) = (offsets.log_start(), offsets.log_end());
-            return Err(Error::OutOfRange { requested: to, start, end });
+            return Err(Error::OutOfRange {
+                requested: to,
+                start,
+                end,
+            });
         }
         let (target, link) = {
             let state = self.state.borrow();
@@ -250,9 +282,15 @@ impl<B: IoBackend> Partition<B> {
             let n = segments.partition_point(|s| s.base_offset() < to);
             let link = match segments.get(n) {
                 Some(after) => after.header.prev_header_crc,
-                None => state.active.as_ref().map_or(state.link, ActiveSegment::link),
+                None => state
+                    .active
+                    .as_ref()
+                    .map_or(state.link, ActiveSegment::link),
             };
-            (n.checked_sub(1).and_then(|i| segments.get(i).cloned()), link)
+            (
+                n.checked_sub(1).and_then(|i| segments.get(i).cloned()),
+                link,
+            )
         };
         if let Some(target) = &target {
             self.refuse_inside_opaque(target, to).await?;
@@ -284,7 +322,11 @@ impl<B: IoBackend> Partition<B> {
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
         let keep = match &target {
-            Some(target) => state.sealed.iter().position(|s| Rc::ptr_eq(s, target)).map(|i| i + 1),
+            Some(target) => state
+                .sealed
+                .iter()
+                .position(|s| Rc::ptr_eq(s, target))
+                .map(|i| i + 1),
             None => Some(0),
         };
         let dead = state.sealed.split_off(keep.unwrap_or(state.sealed.len()));
@@ -305,7 +347,9 @@ impl<B: IoBackend> Partition<B> {
     async fn refuse_inside_opaque(&self, target: &Segment<B::File>, to: u64) -> Result<()> {
         let interval = self.context.config.index_interval_bytes;
         let pool = &self.context.pool;
-        target.load_index(self.shard.backend.as_ref(), pool, interval).await?;
+        target
+            .load_index(self.shard.backend.as_ref(), pool, interval)
+            .await?;
         let batches = target.read(pool, to, u64::MAX, 1, 64 << 10).await?;
         match batches.first() {
             Some(batch) if batch.is_opaque() && batch.base_offset() < to => {
@@ -337,6 +381,7 @@ impl<B: IoBackend> Partition<B> {
             self.spare_ready.notified().await;
         }
         self.state.borrow_mut().spares.clear();
+        self.shard.removals_done().await;
         let log = recover_partition(self.shard.backend.as_ref(), &self.context).await?;
         if log.offsets.durable() < before.durable() {
             return Err(Error::corrupt(Corruption {
@@ -350,11 +395,12 @@ impl<B: IoBackend> Partition<B> {
         }
         let mut state = self.state.borrow_mut();
         let queue = std::mem::take(&mut state.queue);
-        let queued_bytes = state.queued_bytes;
+        let (queued_bytes, queued_appends) = (state.queued_bytes, state.queued_appends);
         let watched = state.watched;
         *state = State::from_log(log, self.context.config.writes_in_flight_max);
         state.queue = queue;
         state.queued_bytes = queued_bytes;
+        state.queued_appends = queued_appends;
         state.watched = watched;
         self.publish(state.offsets);
         Ok(state.recovery.clone())
@@ -374,14 +420,19 @@ impl<B: IoBackend> Partition<B> {
         for request in queue {
             request.refuse(Error::Closed);
         }
-        self.shard.partitions.set(self.shard.partitions.get().saturating_sub(1));
+        self.shard
+            .partitions
+            .set(self.shard.partitions.get().saturating_sub(1));
     }
 }
 
 impl<F: IoFile> State<F> {
     /// Everything placed is durable, by other means than the pipeline's own groups.
     fn restart_pipeline(&mut self, window: u16) {
-        self.placed = Mark { count: self.placed.count, offset: self.offsets.log_end() };
+        self.placed = Mark {
+            count: self.placed.count,
+            offset: self.offsets.log_end(),
+        };
         self.pipeline = Pipeline::new(window, self.placed);
     }
 
@@ -404,13 +455,15 @@ pub(crate) async fn create_partition<B: IoBackend>(
 ) -> Result<RecoveredLog<B::File>> {
     let failed = |e: std::io::Error| {
         if Error::is_no_space(&e) {
-            Error::NoSpace { path: context.dir.clone() }
+            Error::NoSpace {
+                path: context.dir.clone(),
+            }
         } else {
             Error::io("create", &context.dir, e)
         }
     };
     backend.create_dir(temporary).await.map_err(failed)?;
-    let mut request = context.spare_request(0, false);
+    let mut request = context.spare_request(0, context.config.initialise_first_bytes());
     request.dir = temporary.to_path_buf();
     let mut spare = prepare_spare(backend, &request).await?;
     if let Some(name) = spare.path.file_name() {
@@ -428,15 +481,23 @@ pub(crate) async fn create_partition<B: IoBackend>(
     }
     .build(backend, context, spare.file.alignment());
     let headroom = context.config.control_headroom_bytes(header.alignment);
-    let segment =
-        spare.activate(header, context.config.index_interval_bytes).await.map_err(failed)?;
+    let initialised_to = spare.initialised_to;
+    let segment = spare
+        .activate(header, context.config.index_interval_bytes)
+        .await
+        .map_err(failed)?;
     backend.sync_dir(temporary).await.map_err(failed)?;
-    backend.rename(temporary, &context.dir).await.map_err(failed)?;
+    backend
+        .rename(temporary, &context.dir)
+        .await
+        .map_err(failed)?;
     backend.sync_dir(store).await.map_err(failed)?;
     let start = SEGMENT_HEADER_LEN as u64;
+    let mut active = ActiveSegment::new(Rc::new(segment), start, 0, 0, headroom);
+    active.initialised_to = initialised_to;
     Ok(RecoveredLog {
         sealed: Vec::new(),
-        active: Some(ActiveSegment::new(Rc::new(segment), start, 0, 0, headroom)),
+        active: Some(active),
         spares: Vec::new(),
         offsets: Offsets::new(0, 0),
         generation: 1,

@@ -6,12 +6,12 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use futures_core::Stream;
 use futures_util::stream::FuturesUnordered;
 
-use super::group::{Formed, Write};
+use super::group::{CONTROL_BATCH_LEN, Formed, Write};
 use super::request::{Change, Waiter, WaiterKind};
 use super::{Mode, Partition, Request, State, answer};
 use crate::commit::GroupId;
@@ -28,6 +28,8 @@ enum Step<F> {
     Change(Change),
     Roll,
     Wait,
+    /// Let the event loop go round once and look again.
+    Linger,
     End,
 }
 
@@ -43,21 +45,22 @@ pub(super) async fn drive<B: IoBackend>(partition: Rc<Partition<B>>) {
         match step {
             Step::Write(write) => in_flight.push(Box::pin(carry_out(write))),
             Step::Sync(segment) => {
-                in_flight.push(Box::pin(async move { (None, segment.file.sync_data().await) }));
+                in_flight.push(Box::pin(
+                    async move { (None, segment.file.sync_data().await) },
+                ));
             }
             Step::Change(change) => partition.change(change).await,
             Step::Roll => partition.roll().await,
             Step::End => break,
-            Step::Wait => {
+            Step::Wait => poll_fn(|cx| partition.poll_event(&mut in_flight, cx)).await,
+            Step::Linger => {
+                partition.shard.backend.yield_now().await;
                 poll_fn(|cx| {
-                    let mut ready = partition.wake.poll_notified(cx).is_ready();
-                    while let Poll::Ready(Some((id, result))) =
-                        Pin::new(&mut in_flight).poll_next(cx)
-                    {
-                        partition.completed(id, result);
-                        ready = true;
+                    // Only to take what has come; the next round of the loop decides.
+                    if partition.poll_event(&mut in_flight, cx).is_ready() {
+                        partition.wake.notify();
                     }
-                    if ready { Poll::Ready(()) } else { Poll::Pending }
+                    Poll::Ready(())
                 })
                 .await;
             }
@@ -68,8 +71,16 @@ pub(super) async fn drive<B: IoBackend>(partition: Rc<Partition<B>>) {
 }
 
 pub(super) async fn carry_out<F: crate::io::IoFile>(write: Write<F>) -> Completion {
-    let Write { id, segment, group, durability } = write;
-    let result = segment.file.write_all_at(group.bytes, group.position, durability).await;
+    let Write {
+        id,
+        segment,
+        group,
+        durability,
+    } = write;
+    let result = segment
+        .file
+        .write_all_at(group.bytes, group.position, durability)
+        .await;
     (Some(id), result)
 }
 
@@ -90,6 +101,24 @@ impl<B: IoBackend> Drop for AbandonOnDrop<B> {
 }
 
 impl<B: IoBackend> Partition<B> {
+    /// Takes completions and the wake-up; ready when there was one.
+    fn poll_event(
+        &self,
+        in_flight: &mut FuturesUnordered<LocalFuture<Completion>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let mut ready = self.wake.poll_notified(cx).is_ready();
+        while let Poll::Ready(Some((id, result))) = Pin::new(&mut *in_flight).poll_next(cx) {
+            self.completed(id, result);
+            ready = true;
+        }
+        if ready {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
     /// Decides the next step; pure but for taking what it decides on.
     fn next_step(&self, idle: bool) -> Step<B::File> {
         let mut borrowed = self.state.borrow_mut();
@@ -129,13 +158,24 @@ impl<B: IoBackend> Partition<B> {
                         return Step::Write(write);
                     }
                 }
-                None => return Step::Wait,
+                None => {
+                    return if self.lingers(state) {
+                        Step::Linger
+                    } else {
+                        Step::Wait
+                    };
+                }
                 Some(Request::Append(_)) => {
+                    if self.lingers(state) {
+                        return Step::Linger;
+                    }
                     let config = &self.context.config;
                     // Grow the group before the depth: with a write in flight, wait for more.
                     let grow = state.pipeline.in_flight() > 0
                         && state.queued_bytes < config.group_bytes_min as usize;
-                    if grow || !state.pipeline.has_room() {
+                    let len_max = state.queued_bytes.saturating_add(CONTROL_BATCH_LEN);
+                    let len_max = len_max.min(config.group_bytes_max as usize);
+                    if grow || !state.pipeline.has_room() || state.zeros_in_the_way(len_max) {
                         return Step::Wait;
                     }
                     match self.form_group(state) {
@@ -152,7 +192,9 @@ impl<B: IoBackend> Partition<B> {
                     }
                 }
                 Some(Request::Change(_)) => {
-                    let Some(Request::Change(change)) = state.queue.pop_front() else { continue };
+                    let Some(Request::Change(change)) = state.queue.pop_front() else {
+                        continue;
+                    };
                     match self.start_change(state, change, idle) {
                         Started::Done => {}
                         Started::Step(step) => return step,
@@ -172,8 +214,10 @@ impl<B: IoBackend> Partition<B> {
     fn seal(&self, state: &mut State<B::File>) -> Option<Write<B::File>> {
         let end = state.offsets.log_end();
         let batch = state.control(ControlReason::Seal, end);
-        let has_room =
-            state.active.as_ref().is_some_and(|a| a.has_control_room(batch.encoded_len()));
+        let has_room = state
+            .active
+            .as_ref()
+            .is_some_and(|a| a.has_control_room(batch.encoded_len()));
         if state.tail_sealed || !has_room {
             return None;
         }
@@ -228,7 +272,11 @@ impl<B: IoBackend> Partition<B> {
         if to > offsets.log_end() || to <= offsets.log_start() {
             let result = if to > offsets.log_end() {
                 let (start, end) = (offsets.log_start(), offsets.log_end());
-                Err(Error::OutOfRange { requested: to, start, end })
+                Err(Error::OutOfRange {
+                    requested: to,
+                    start,
+                    end,
+                })
             } else {
                 Ok(())
             };
@@ -247,10 +295,12 @@ impl<B: IoBackend> Partition<B> {
         }
         let reserved = state.reserved_placed;
         let batch = state.control_for_trim(to, reserved);
-        let has_room =
-            state.active.as_ref().is_some_and(|a| a.has_control_room(batch.encoded_len()));
+        let has_room = state
+            .active
+            .as_ref()
+            .is_some_and(|a| a.has_control_room(batch.encoded_len()));
         if has_room {
-            if !state.pipeline.has_room() {
+            if !state.pipeline.has_room() || state.zeros_in_the_way(batch.encoded_len()) {
                 return Started::Blocked(again(reply));
             }
             let write = self.place_control(state, batch);
@@ -275,7 +325,7 @@ impl<B: IoBackend> Partition<B> {
             (Err(e), id) => {
                 state.pipeline.fail(id);
                 drop(borrowed);
-                return self.fail_with(e.into());
+                return self.fail_with(&e.into());
             }
         }
         if !state.is_open() {
@@ -283,23 +333,50 @@ impl<B: IoBackend> Partition<B> {
         }
         state.offsets.set_written(state.pipeline.written().offset);
         state.offsets.set_durable(state.pipeline.durable().offset);
-        self.settle_waiters(state);
+        let acknowledged = self.settle_waiters(state);
+        state
+            .linger
+            .acknowledged(acknowledged, self.shard.backend.now());
     }
 
-    /// Answers everybody whose mark has been reached.
-    pub(super) fn settle_waiters(&self, state: &mut State<B::File>) {
+    /// Whether to let the event loop go round before the next group is formed.
+    fn lingers(&self, state: &mut State<B::File>) -> bool {
+        state.pipeline.in_flight() == 0
+            && state
+                .linger
+                .should_wait(state.queued_appends, || self.shard.backend.now())
+    }
+
+    /// Answers everybody whose mark has been reached; returns how many of them were appends.
+    pub(super) fn settle_waiters(&self, state: &mut State<B::File>) -> usize {
+        let mut appends = 0;
         let durable = state.pipeline.durable().count;
         let written = state.pipeline.written().count;
         // The published offsets never lag behind an acknowledgement.
         self.publish(state.offsets);
-        while state.waiting_durable.front().is_some_and(|w| w.count <= durable) {
-            let Some(waiter) = state.waiting_durable.pop_front() else { break };
+        while state
+            .waiting_durable
+            .front()
+            .is_some_and(|w| w.count <= durable)
+        {
+            let Some(waiter) = state.waiting_durable.pop_front() else {
+                break;
+            };
+            appends += usize::from(matches!(waiter.kind, WaiterKind::Append(..)));
             self.settle_waiter(state, waiter);
         }
-        while state.waiting_written.front().is_some_and(|w| w.count <= written) {
-            let Some(waiter) = state.waiting_written.pop_front() else { break };
+        while state
+            .waiting_written
+            .front()
+            .is_some_and(|w| w.count <= written)
+        {
+            let Some(waiter) = state.waiting_written.pop_front() else {
+                break;
+            };
+            appends += usize::from(matches!(waiter.kind, WaiterKind::Append(..)));
             self.settle_waiter(state, waiter);
         }
+        appends
     }
 
     fn settle_waiter(&self, state: &mut State<B::File>, waiter: Waiter) {
@@ -324,27 +401,37 @@ impl<B: IoBackend> Partition<B> {
     }
 
     /// Ends the partition's write life (the fail-stop rule): nobody is acknowledged any more.
-    pub(super) fn fail_with(&self, cause: crate::error::IoError) {
+    pub(super) fn fail_with(&self, cause: &crate::error::IoError) {
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
         if !state.is_open() {
             return;
         }
         state.mode = Mode::Failed(cause.clone());
-        let unknown = Error::OutcomeUnknown { id: self.id(), cause: cause.clone() };
-        let waiters: Vec<Waiter> =
-            state.waiting_written.drain(..).chain(state.waiting_durable.drain(..)).collect();
+        let unknown = Error::OutcomeUnknown {
+            id: self.id(),
+            cause: cause.clone(),
+        };
+        let waiters: Vec<Waiter> = state
+            .waiting_written
+            .drain(..)
+            .chain(state.waiting_durable.drain(..))
+            .collect();
         let queue = std::mem::take(&mut state.queue);
         state.queued_bytes = 0;
+        state.queued_appends = 0;
         drop(borrowed);
         for waiter in waiters {
             waiter.kind.refuse(unknown.clone());
         }
-        let failed = self.failed(&cause);
+        let failed = self.failed(cause);
         for request in queue {
             match request {
                 Request::Change(change) if change.works_on_failed() => {
-                    self.state.borrow_mut().queue.push_back(Request::Change(change));
+                    self.state
+                        .borrow_mut()
+                        .queue
+                        .push_back(Request::Change(change));
                 }
                 request => request.refuse(failed.clone()),
             }
@@ -364,6 +451,7 @@ impl<B: IoBackend> Partition<B> {
             self.shard.tick.notify();
         }
         drop(state);
+        self.initialise_ahead();
         self.prepare_ahead();
         self.reuse_retired();
     }
@@ -380,11 +468,15 @@ impl<F: crate::io::IoFile> State<F> {
     /// Whether nothing is in flight and everything placed is durable; asks for a sync otherwise.
     fn settle(&mut self, idle: bool) -> bool {
         self.durable_wanted = self.placed.count;
-        idle && self.pipeline.durable() == self.placed
+        idle && self.zeroing.is_none() && self.pipeline.durable() == self.placed
     }
 
     fn wait_durable(&mut self, kind: WaiterKind) {
-        let waiter = Waiter { count: self.placed.count, kind, permit: super::Permit::default() };
+        let waiter = Waiter {
+            count: self.placed.count,
+            kind,
+            permit: super::Permit::default(),
+        };
         self.waiting_durable.push_back(waiter);
     }
 }

@@ -6,7 +6,7 @@ use super::request::{Waiter, WaiterKind};
 use super::{Ack, AppendRequest, Appended, Mode, Partition, Permit, Request, State, answer};
 use crate::commit::GroupId;
 use crate::error::Error;
-use crate::format::{Batch, Control, ControlReason};
+use crate::format::{BATCH_HEADER_LEN, Batch, Control, ControlReason};
 use crate::io::{Durability, IoBackend, IoFile};
 use crate::segment::{GroupContext, PlacedGroup, Segment};
 
@@ -14,6 +14,9 @@ use crate::segment::{GroupContext, PlacedGroup, Segment};
 /// their records in a crash, but their offsets must not be given again: so a reservation is on the
 /// disk before the first of them is acknowledged, and is renewed when half of it is used.
 pub(super) const RESERVATION: u64 = 1 << 16;
+
+/// Encoded length of a control batch.
+pub(super) const CONTROL_BATCH_LEN: usize = BATCH_HEADER_LEN + Control::LEN;
 
 /// A group that has its place and is to be written now.
 #[derive(Debug)]
@@ -37,14 +40,15 @@ pub(super) enum Formed<F> {
 impl<B: IoBackend> Partition<B> {
     /// Takes appends from the front of the queue and places them as one group.
     pub(super) fn form_group(&self, state: &mut State<B::File>) -> Formed<B::File> {
-        let Some(active) = state.active.as_ref() else { return Formed::NeedsRoll };
+        let Some(active) = state.active.as_ref() else {
+            return Formed::NeedsRoll;
+        };
         let config = &self.context.config;
-        let control_len = crate::format::BATCH_HEADER_LEN + Control::LEN;
         let room = usize::try_from(active.data_room()).unwrap_or(usize::MAX);
         let limit = room.min(config.group_bytes_max as usize);
         let padded = |len| active.padded(len);
         let mut taken: Vec<AppendRequest> = Vec::new();
-        let mut len = control_len;
+        let mut len = CONTROL_BATCH_LEN;
         let mut next_offset = state.offsets.log_end();
         let mut full = false;
         while let Some(Request::Append(front)) = state.queue.front() {
@@ -53,10 +57,16 @@ impl<B: IoBackend> Partition<B> {
                 full = true;
                 break;
             }
-            let Some(Request::Append(append)) = state.queue.pop_front() else { break };
+            let Some(Request::Append(append)) = state.queue.pop_front() else {
+                break;
+            };
             state.queued_bytes -= append.batch.encoded_len();
+            state.queued_appends -= 1;
             if let Some(expected) = append.expected.filter(|e| *e != next_offset) {
-                let error = Error::WrongOffset { expected, actual: next_offset };
+                let error = Error::WrongOffset {
+                    expected,
+                    actual: next_offset,
+                };
                 Request::Append(append).refuse(error);
                 continue;
             }
@@ -65,7 +75,11 @@ impl<B: IoBackend> Partition<B> {
             taken.push(append);
         }
         if taken.is_empty() {
-            return if full { Formed::NeedsRoll } else { Formed::Nothing };
+            return if full {
+                Formed::NeedsRoll
+            } else {
+                Formed::Nothing
+            };
         }
         Formed::Write(self.place(state, taken, next_offset))
     }
@@ -77,8 +91,8 @@ impl<B: IoBackend> Partition<B> {
         end: u64,
     ) -> Write<B::File> {
         let weak = appends.iter().any(|a| a.level < Ack::Durable);
-        let reserve = (weak && end + RESERVATION / 2 > state.reserved_placed)
-            .then(|| end + RESERVATION);
+        let reserve =
+            (weak && end + RESERVATION / 2 > state.reserved_placed).then(|| end + RESERVATION);
         // Weak acknowledgements wait for the reservation that covers them.
         let covered = end <= state.reserved_durable;
         let durable = reserve.is_some() || appends.iter().any(|a| a.level == Ack::Durable);
@@ -103,15 +117,32 @@ impl<B: IoBackend> Partition<B> {
         let placed = write.group.batches.get(controls..).unwrap_or_default();
         for ((level, replies, permit), placed) in waiters.into_iter().zip(placed) {
             let count = u32::try_from(placed.end_offset - placed.base_offset).unwrap_or(u32::MAX);
-            let appended = Appended { base_offset: placed.base_offset, count, level };
+            let appended = Appended {
+                base_offset: placed.base_offset,
+                count,
+                level,
+            };
             if let Some(reply) = replies.placed {
-                answer(reply, Ok(Appended { level: Ack::Accepted, ..appended }));
+                answer(
+                    reply,
+                    Ok(Appended {
+                        level: Ack::Accepted,
+                        ..appended
+                    }),
+                );
             }
             let at = state.placed.count;
             let wait = |durable: bool, kind| {
-                let waiter = Waiter { count: at, kind, permit };
-                let queue =
-                    if durable { &mut state.waiting_durable } else { &mut state.waiting_written };
+                let waiter = Waiter {
+                    count: at,
+                    kind,
+                    permit,
+                };
+                let queue = if durable {
+                    &mut state.waiting_durable
+                } else {
+                    &mut state.waiting_written
+                };
                 queue.push_back(waiter);
             };
             match level {
@@ -127,7 +158,11 @@ impl<B: IoBackend> Partition<B> {
         if let Some(reserved_end) = reserve {
             let kind = WaiterKind::Reserve(reserved_end);
             // In front of the appends of its group: they are answered by the same completion.
-            let waiter = Waiter { count: state.placed.count, kind, permit: Permit::default() };
+            let waiter = Waiter {
+                count: state.placed.count,
+                kind,
+                permit: Permit::default(),
+            };
             state.waiting_durable.push_back(waiter);
         }
         if durability == Durability::Durable {
@@ -137,11 +172,7 @@ impl<B: IoBackend> Partition<B> {
     }
 
     /// Places a group of one control batch.
-    pub(super) fn place_control(
-        &self,
-        state: &mut State<B::File>,
-        batch: Batch,
-    ) -> Write<B::File> {
+    pub(super) fn place_control(&self, state: &mut State<B::File>, batch: Batch) -> Write<B::File> {
         let write = self.place_batches(state, vec![batch], Durability::Durable);
         state.durable_wanted = state.placed.count;
         write
@@ -171,13 +202,22 @@ impl<B: IoBackend> Partition<B> {
         };
         let group = active.place(&self.context.pool, batches, context);
         let segment = Rc::clone(&active.segment);
-        state.placed.offset = group.batches.last().map_or(context.next_offset, |b| b.end_offset);
+        state.placed.offset = group
+            .batches
+            .last()
+            .map_or(context.next_offset, |b| b.end_offset);
         state.offsets.set_log_end(state.placed.offset);
         let id = state.pipeline.submit(state.placed, durability);
+        self.shard.stats.group_placed(group.bytes.len());
         state.activity += 1;
         state.tail_sealed = false;
         state.cache.push(group.clone());
-        Write { id, segment, group, durability }
+        Write {
+            id,
+            segment,
+            group,
+            durability,
+        }
     }
 }
 

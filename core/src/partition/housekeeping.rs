@@ -3,11 +3,11 @@
 
 use std::rc::Rc;
 
-use super::{Partition, State};
+use super::{Mode, Partition, ShardContext, State};
 use crate::error::Result;
 use crate::format::{Batch, Control, ControlReason};
 use crate::io::{IoBackend, IoFile};
-use crate::segment::{INDEX_SUFFIX, Segment, SpareFile, prepare_spare};
+use crate::segment::{INDEX_SUFFIX, Segment, SpareFile, ZERO_CHUNK_BYTES, prepare_spare, zero};
 
 impl<B: IoBackend> Partition<B> {
     /// Starts making a spare in the background once the active segment is half full.
@@ -30,7 +30,9 @@ impl<B: IoBackend> Partition<B> {
         let this = Rc::clone(self);
         self.shard.backend.spawn(Box::pin(async move {
             let guard = PreparingGuard(Rc::clone(&this));
-            let result = this.make_spare(this.context.config.preinitialise).await;
+            let result = this
+                .make_spare(this.context.config.initialise_first_bytes())
+                .await;
             let mut state = this.state.borrow_mut();
             match result {
                 Ok(spare) => state.spares.push(spare),
@@ -42,14 +44,63 @@ impl<B: IoBackend> Partition<B> {
         }));
     }
 
-    async fn make_spare(&self, preinitialise: bool) -> Result<SpareFile<B::File>> {
+    /// Keeps zeros ahead of the appends in a file that is new.
+    ///
+    /// One stretch at a time is written, beyond everything placed; a group that would reach into
+    /// it waits (see [`State::zeros_in_the_way`]). When appends have overtaken the zeros, the
+    /// stretch starts again ahead of them, and what lies between is written as it is.
+    pub(super) fn initialise_ahead(self: &Rc<Self>) {
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
+        let config = &self.context.config;
+        let Some(active) = state.active.as_mut() else {
+            return;
+        };
+        if !config.preinitialise || state.zeroing.is_some() || !matches!(state.mode, Mode::Open) {
+            return;
+        }
+        let capacity = active.segment.header.capacity_bytes;
+        let ahead = u64::from(config.initialise_ahead_bytes).next_multiple_of(4096);
+        let at = active.next_position().next_multiple_of(4096);
+        if active.initialised_to >= capacity || active.initialised_to >= at + ahead {
+            return;
+        }
+        let overtaken = active.initialised_to < at;
+        let start = if overtaken {
+            at + ahead / 2
+        } else {
+            active.initialised_to
+        };
+        let start = start.next_multiple_of(4096).min(capacity);
+        let end = (start + ZERO_CHUNK_BYTES as u64).min(capacity);
+        active.initialised_to = end;
+        if start == end {
+            return;
+        }
+        state.zeroing = Some((start, end));
+        let segment = Rc::clone(&active.segment);
+        drop(borrowed);
+        let this = Rc::clone(self);
+        self.shard.backend.spawn(Box::pin(async move {
+            let guard = ZeroingGuard(Rc::clone(&this));
+            let backend = this.shard.backend.as_ref();
+            // A failure is the file's: its next write reports it.
+            if zero(backend, &segment.file, start..end).await.is_err() {
+                this.shard.stats.housekeeping_failed();
+            }
+            drop(segment);
+            drop(guard);
+        }));
+    }
+
+    async fn make_spare(&self, initialise_bytes: u64) -> Result<SpareFile<B::File>> {
         let number = {
             let mut state = self.state.borrow_mut();
             let number = state.next_number;
             state.next_number += 1;
             number
         };
-        let request = self.context.spare_request(number, preinitialise);
+        let request = self.context.spare_request(number, initialise_bytes);
         prepare_spare(self.shard.backend.as_ref(), &request).await
     }
 
@@ -67,7 +118,7 @@ impl<B: IoBackend> Partition<B> {
             };
             if !preparing {
                 // Somebody waits: reserve the blocks, leave the zeros out.
-                return self.make_spare(false).await;
+                return self.make_spare(0).await;
             }
             self.spare_ready.notified().await;
         }
@@ -88,7 +139,12 @@ impl<B: IoBackend> Partition<B> {
                 Ok((file, path)) => {
                     if fits && !file.has_failed() && state.spares.len() < config.spare_segments_max
                     {
-                        state.spares.push(SpareFile { file, path });
+                        let initialised_to = config.segment_bytes;
+                        state.spares.push(SpareFile {
+                            file,
+                            path,
+                            initialised_to,
+                        });
                     } else {
                         removed.push(path);
                     }
@@ -99,18 +155,24 @@ impl<B: IoBackend> Partition<B> {
         if removed.is_empty() {
             return;
         }
-        let this = Rc::clone(self);
+        let shard = Rc::clone(&self.shard);
+        let removal = Removal::start(&shard);
         self.shard.backend.spawn(Box::pin(async move {
             for path in removed {
-                let backend = &this.shard.backend;
+                let backend = &shard.backend;
                 // A file that stays is dead by the chain of headers; the next recovery finds it.
                 if backend.remove_file(&path).await.is_err() {
-                    this.shard.stats.housekeeping_failed();
+                    shard.stats.housekeeping_failed();
                 }
-                if backend.remove_file(&path.with_extension(INDEX_SUFFIX)).await.is_err() {
+                if backend
+                    .remove_file(&path.with_extension(INDEX_SUFFIX))
+                    .await
+                    .is_err()
+                {
                     // There was none.
                 }
             }
+            drop(removal);
         }));
     }
 
@@ -145,7 +207,9 @@ impl<B: IoBackend> Partition<B> {
         {
             let backend = self.shard.backend.as_ref();
             let interval = config.index_interval_bytes;
-            segment.load_index(backend, &self.context.pool, interval).await?;
+            segment
+                .load_index(backend, &self.context.pool, interval)
+                .await?;
         }
         let due = {
             let state = self.state.borrow();
@@ -166,10 +230,27 @@ impl<B: IoBackend> Partition<B> {
             used_bytes: s.end_position.get(),
             max_timestamp: s.with_index(|index| index.max_timestamp()),
         });
-        let age_max_ms =
-            config.retention_age.map(|a| i64::try_from(a.as_millis()).unwrap_or(i64::MAX));
+        let age_max_ms = config
+            .retention_age
+            .map(|a| i64::try_from(a.as_millis()).unwrap_or(i64::MAX));
         retention(facts.collect(), config.retention_bytes, age_max_ms, now)
             .filter(|target| *target > state.offsets.log_start())
+    }
+}
+
+/// Counts a removal until the task that does it has ended.
+struct Removal<B: IoBackend>(Rc<ShardContext<B>>);
+
+impl<B: IoBackend> Removal<B> {
+    fn start(shard: &Rc<ShardContext<B>>) -> Self {
+        shard.removals.set(shard.removals.get() + 1);
+        Self(Rc::clone(shard))
+    }
+}
+
+impl<B: IoBackend> Drop for Removal<B> {
+    fn drop(&mut self) {
+        self.0.removals.set(self.0.removals.get().saturating_sub(1));
     }
 }
 
@@ -182,6 +263,18 @@ impl<B: IoBackend> Drop for PreparingGuard<B> {
             state.preparing = false;
         }
         self.0.spare_ready.notify();
+    }
+}
+
+/// Lets groups into the stretch again, whatever ended the task that zeroed it.
+struct ZeroingGuard<B: IoBackend>(Rc<Partition<B>>);
+
+impl<B: IoBackend> Drop for ZeroingGuard<B> {
+    fn drop(&mut self) {
+        if let Ok(mut state) = self.0.state.try_borrow_mut() {
+            state.zeroing = None;
+        }
+        self.0.wake.notify();
     }
 }
 
@@ -205,10 +298,12 @@ fn retention(
     let mut target = None;
     for segment in sealed {
         let too_much = bytes_max.is_some_and(|max| total > max);
-        let too_old = age_max_ms.zip(segment.max_timestamp).is_some_and(|(age, newest)| {
-            // A segment without a batch has no newest record: it is as old as can be.
-            newest < now_ms.saturating_sub(age)
-        });
+        let too_old = age_max_ms
+            .zip(segment.max_timestamp)
+            .is_some_and(|(age, newest)| {
+                // A segment without a batch has no newest record: it is as old as can be.
+                newest < now_ms.saturating_sub(age)
+            });
         if !too_much && !too_old {
             break;
         }
@@ -219,6 +314,17 @@ fn retention(
 }
 
 impl<F: IoFile> State<F> {
+    /// Whether a group of `len` bytes would reach into the stretch that is being zeroed.
+    pub(super) fn zeros_in_the_way(&self, len: usize) -> bool {
+        match (&self.active, self.zeroing) {
+            (Some(active), Some((start, end))) => {
+                let at = active.next_position();
+                at < end && at + active.padded(len) as u64 > start
+            }
+            _ => false,
+        }
+    }
+
     /// Retires sealed segments that end at or below `start`.
     pub(super) fn retire_below(&mut self, start: u64) {
         let n = self.sealed.partition_point(|s| s.end_offset.get() <= start);
@@ -265,6 +371,10 @@ mod tests {
         assert_eq!(retention(sealed(), None, Some(500), 1500), None);
         assert_eq!(retention(sealed(), None, Some(500), 1501), Some(10));
         assert_eq!(retention(sealed(), None, Some(500), 9999), Some(30));
-        assert_eq!(retention(facts(&[10], 1, None), None, Some(1), 9999), None, "not known yet");
+        assert_eq!(
+            retention(facts(&[10], 1, None), None, Some(1), 9999),
+            None,
+            "not known yet"
+        );
     }
 }

@@ -26,14 +26,14 @@ use tokio::sync::{oneshot, watch};
 
 pub(crate) use change::create_partition;
 pub(crate) use notify::LocalNotify;
-pub(crate) use request::{AppendRequest, Change, Permit, Replies, Reply, Request};
 pub use read::{Fetched, ReadLimits, Visibility};
 pub use request::{Ack, Appended};
+pub(crate) use request::{AppendRequest, Change, Permit, Replies, Reply, Request};
 
 use cache::TailCache;
 use request::Waiter;
 
-use crate::commit::{Mark, Pipeline};
+use crate::commit::{Linger, Mark, Pipeline};
 use crate::error::{Error, IoError};
 use crate::io::IoBackend;
 use crate::offset::Offsets;
@@ -47,6 +47,9 @@ pub(crate) struct ShardContext<B: IoBackend> {
     /// Partitions whose tail is not sealed; the shard's ticker seals those that went idle.
     pub(crate) unsealed: RefCell<Vec<Rc<Partition<B>>>>,
     pub(crate) tick: LocalNotify,
+    /// Removals of files under way. A removal goes by name, and a name may come to a new use: so
+    /// nothing that ends or reopens a partition goes on before they are done.
+    pub(crate) removals: std::cell::Cell<usize>,
     /// Partitions on this shard: they share the budget of the tail cache.
     pub(crate) partitions: std::cell::Cell<usize>,
     pub(crate) stats: crate::metrics::ShardCounters,
@@ -58,8 +61,18 @@ impl<B: IoBackend> ShardContext<B> {
             backend,
             unsealed: RefCell::default(),
             tick: LocalNotify::default(),
+            removals: std::cell::Cell::new(0),
             partitions: std::cell::Cell::new(0),
             stats: crate::metrics::ShardCounters::default(),
+        }
+    }
+
+    /// Waits until no removal is under way.
+    pub(crate) async fn removals_done(&self) {
+        while self.removals.get() > 0 {
+            self.backend
+                .sleep(std::time::Duration::from_millis(1))
+                .await;
         }
     }
 }
@@ -87,6 +100,10 @@ pub(crate) struct Partition<B: IoBackend> {
     published: watch::Sender<Offsets>,
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts, not one state"
+)]
 #[derive(Debug)]
 struct State<F> {
     mode: Mode,
@@ -125,6 +142,11 @@ struct State<F> {
     /// Link for the next segment while there is no active one.
     link: u32,
     preparing: bool,
+    /// Stretch of the active segment that zeros are being written to.
+    zeroing: Option<(u64, u64)>,
+    linger: Linger,
+    /// Appends in the queue.
+    queued_appends: usize,
     /// The last attempt to make a spare ahead of need failed; the roll tries again.
     spare_failed: bool,
     recovery: PartitionReport,
@@ -134,7 +156,11 @@ impl<F: crate::io::IoFile> State<F> {
     fn from_log(log: RecoveredLog<F>, window: u16) -> Self {
         let end = log.offsets.log_end();
         Self {
-            mode: if log.read_only { Mode::ReadOnly } else { Mode::Open },
+            mode: if log.read_only {
+                Mode::ReadOnly
+            } else {
+                Mode::Open
+            },
             queue: VecDeque::new(),
             queued_bytes: 0,
             sealed: log.sealed,
@@ -142,8 +168,17 @@ impl<F: crate::io::IoFile> State<F> {
             spares: log.spares,
             retired: Vec::new(),
             offsets: log.offsets,
-            pipeline: Pipeline::new(window, Mark { count: 0, offset: end }),
-            placed: Mark { count: 0, offset: end },
+            pipeline: Pipeline::new(
+                window,
+                Mark {
+                    count: 0,
+                    offset: end,
+                },
+            ),
+            placed: Mark {
+                count: 0,
+                offset: end,
+            },
             durable_wanted: 0,
             waiting_written: VecDeque::new(),
             waiting_durable: VecDeque::new(),
@@ -161,6 +196,9 @@ impl<F: crate::io::IoFile> State<F> {
             last_timestamp: log.last_timestamp,
             link: log.link,
             preparing: false,
+            zeroing: None,
+            linger: Linger::default(),
+            queued_appends: 0,
             spare_failed: false,
             recovery: log.report,
         }
@@ -168,7 +206,9 @@ impl<F: crate::io::IoFile> State<F> {
 
     /// All segments that count, oldest first.
     fn segments(&self) -> impl DoubleEndedIterator<Item = &Rc<Segment<F>>> {
-        self.sealed.iter().chain(self.active.as_ref().map(|a| &a.segment))
+        self.sealed
+            .iter()
+            .chain(self.active.as_ref().map(|a| &a.segment))
     }
 }
 
@@ -214,7 +254,9 @@ impl<B: IoBackend> Partition<B> {
             spare_ready: LocalNotify::default(),
             published,
         });
-        shard.backend.spawn(Box::pin(driver::drive(Rc::clone(&this))));
+        shard
+            .backend
+            .spawn(Box::pin(driver::drive(Rc::clone(&this))));
         this
     }
 
@@ -236,7 +278,10 @@ impl<B: IoBackend> Partition<B> {
     /// Largest encoded batch that is accepted, in bytes.
     pub(crate) fn batch_bytes_max(&self) -> usize {
         let state = self.state.borrow();
-        let alignment = state.active.as_ref().map_or(4096, |a| a.segment.header.alignment);
+        let alignment = state
+            .active
+            .as_ref()
+            .map_or(4096, |a| a.segment.header.alignment);
         self.context.config.batch_bytes_max(alignment)
     }
 
@@ -255,7 +300,10 @@ impl<B: IoBackend> Partition<B> {
                 Some(self.failed(cause))
             }
             (_, Request::Append(a)) if a.batch.encoded_len() > limit_bytes => {
-                Some(Error::TooLarge { size_bytes: a.batch.encoded_len(), limit_bytes })
+                Some(Error::TooLarge {
+                    size_bytes: a.batch.encoded_len(),
+                    limit_bytes,
+                })
             }
             _ => None,
         };
@@ -265,6 +313,7 @@ impl<B: IoBackend> Partition<B> {
         }
         if let Request::Append(append) = &request {
             state.queued_bytes += append.batch.encoded_len();
+            state.queued_appends += 1;
         }
         state.queue.push_back(request);
         drop(state);
@@ -272,7 +321,10 @@ impl<B: IoBackend> Partition<B> {
     }
 
     fn failed(&self, cause: &IoError) -> Error {
-        Error::PartitionFailed { id: self.id(), cause: cause.clone() }
+        Error::PartitionFailed {
+            id: self.id(),
+            cause: cause.clone(),
+        }
     }
 
     /// A description for operators.

@@ -30,7 +30,10 @@ pub struct ReadLimits {
 impl Default for ReadLimits {
     /// 1 MiB, any number of records.
     fn default() -> Self {
-        Self { bytes_max: 1 << 20, records_max: u64::MAX }
+        Self {
+            bytes_max: 1 << 20,
+            records_max: u64::MAX,
+        }
     }
 }
 
@@ -80,7 +83,11 @@ impl<B: IoBackend> Partition<B> {
         };
         let start = offsets.log_start();
         if from < start || from > end {
-            return Err(Error::OutOfRange { requested: from, start, end });
+            return Err(Error::OutOfRange {
+                requested: from,
+                start,
+                end,
+            });
         }
         let fetched = |batches, next_offset| Fetched {
             batches,
@@ -92,11 +99,9 @@ impl<B: IoBackend> Partition<B> {
         if from == end {
             return Ok(Some(fetched(Vec::new(), from)));
         }
-        let batches = match state.cache.read(from, end, limits.bytes_max) {
-            None => return Ok(None),
-            Some(Ok(batches)) => batches,
-            // What the cache cannot decode the disk may still have; it is read and judged there.
-            Some(Err(_)) => return Ok(None),
+        // What the cache cannot decode the disk may still have; it is read and judged there.
+        let Some(Ok(batches)) = state.cache.read(from, end, limits.bytes_max) else {
+            return Ok(None);
         };
         let (batches, next) = limit_records(batches, limits.records_max);
         Ok(Some(fetched(batches, next.unwrap_or(end))))
@@ -116,7 +121,9 @@ impl<B: IoBackend> Partition<B> {
             let state = self.state.borrow();
             let segments: Vec<_> = state.segments().cloned().collect();
             // The last segment that starts at or below `from`; its successors if it ends below.
-            let first = segments.partition_point(|s| s.base_offset() <= from).saturating_sub(1);
+            let first = segments
+                .partition_point(|s| s.base_offset() <= from)
+                .saturating_sub(1);
             let failure = match &state.mode {
                 Mode::Failed(cause) => Some(self.failed(cause)),
                 _ => None,
@@ -133,11 +140,15 @@ impl<B: IoBackend> Partition<B> {
             if segment.end_offset.get() <= from {
                 continue;
             }
-            segment.load_index(self.shard.backend.as_ref(), pool, interval).await?;
+            segment
+                .load_index(self.shard.backend.as_ref(), pool, interval)
+                .await?;
             let chunk = context.config.read_chunk_bytes;
             // Offsets that were skipped lie between segments.
             let from = from.max(segment.base_offset());
-            let batches = segment.read(pool, from, end, limits.bytes_max, chunk).await?;
+            let batches = segment
+                .read(pool, from, end, limits.bytes_max, chunk)
+                .await?;
             if !batches.is_empty() {
                 self.shard.stats.read_from_disk();
                 let (batches, next) = limit_records(batches, limits.records_max);
@@ -188,8 +199,12 @@ impl<B: IoBackend> Partition<B> {
         };
         let interval = self.context.config.index_interval_bytes;
         for segment in segments {
-            segment.load_index(self.shard.backend.as_ref(), &self.context.pool, interval).await?;
-            let start = segment.with_index(|index| index.first_not_before(timestamp_ms)).flatten();
+            segment
+                .load_index(self.shard.backend.as_ref(), &self.context.pool, interval)
+                .await?;
+            let start = segment
+                .with_index(|index| index.first_not_before(timestamp_ms))
+                .flatten();
             let Some(start) = start else { continue };
             let mut at = start.max(offsets.log_start());
             let end = offsets.durable().min(segment.end_offset.get());
@@ -201,7 +216,7 @@ impl<B: IoBackend> Partition<B> {
                     break;
                 }
                 for batch in &fetched.batches {
-                    if let Some(found) = first_not_before(batch, timestamp_ms)? {
+                    if let Some(found) = first_not_before(batch, timestamp_ms) {
                         return Ok(Some(found));
                     }
                 }
@@ -212,22 +227,22 @@ impl<B: IoBackend> Partition<B> {
     }
 }
 
-fn first_not_before(batch: &StoredBatch, timestamp_ms: i64) -> Result<Option<u64>> {
+fn first_not_before(batch: &StoredBatch, timestamp_ms: i64) -> Option<u64> {
     if batch.header().max_timestamp() < timestamp_ms {
-        return Ok(None);
+        return None;
     }
     if batch.is_opaque() {
-        return Ok(Some(batch.first_offset()));
+        return Some(batch.first_offset());
     }
     for record in batch.records() {
         match record {
-            Ok(record) if record.timestamp >= timestamp_ms => return Ok(Some(record.offset)),
+            Ok(record) if record.timestamp >= timestamp_ms => return Some(record.offset),
             Ok(_) => {}
             // Whole by its checksum, yet not decodable: its writer encoded it wrongly.
-            Err(_) => return Ok(Some(batch.first_offset())),
+            Err(_) => return Some(batch.first_offset()),
         }
     }
-    Ok(None)
+    None
 }
 
 /// Clips the batches to `records_max` records, and says where they end.

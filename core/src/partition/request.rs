@@ -49,8 +49,9 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
 /// Room in the mailbox that a request holds until its memory is free again.
 #[derive(Debug, Default)]
 pub(crate) struct Permit {
-    pub(crate) request: Option<OwnedSemaphorePermit>,
-    pub(crate) bytes: Option<OwnedSemaphorePermit>,
+    /// Released by being dropped; nobody looks at them.
+    pub(crate) _request: Option<OwnedSemaphorePermit>,
+    pub(crate) _bytes: Option<OwnedSemaphorePermit>,
 }
 
 /// Who is told what about an append.

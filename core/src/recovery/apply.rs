@@ -67,19 +67,24 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         fence_timeout: context.config.fence_timeout,
     };
     let (partition, incarnation) = (context.partition, context.incarnation);
-    let inventory =
-        take_inventory(backend, &context.dir, partition, incarnation, access).await?;
-    let mut damage = Damage { policy: context.config.on_corruption, first: None };
+    let inventory = take_inventory(backend, &context.dir, partition, incarnation, access).await?;
+    let mut damage = Damage {
+        policy: context.config.on_corruption,
+        first: None,
+    };
     for found in &inventory.found {
         if let Err(kind) = &found.header {
             damage.note(corruption_of(found, partition, kind.clone()))?;
         }
     }
-    let headers: Vec<Option<SegmentHeader>> =
-        inventory.found.iter().map(|f| f.header.as_ref().ok().cloned()).collect();
+    let headers: Vec<Option<SegmentHeader>> = inventory
+        .found
+        .iter()
+        .map(|f| f.header.as_ref().ok().copied())
+        .collect();
     let mut files: Vec<Option<Found<B::File>>> = inventory.found.into_iter().map(Some).collect();
     let tail = match newest(&headers) {
-        Some(index) => files[index].take().zip(headers[index].clone()).zip(Some(index)),
+        Some(index) => files[index].take().zip(headers[index]).zip(Some(index)),
         None => None,
     };
     let Some(((found, header), newest)) = tail else {
@@ -108,19 +113,29 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     }
     let mut sealed = Vec::with_capacity(links.len());
     for link in &links {
-        let Some((found, header)) = files[link.index].take().zip(headers[link.index].clone())
-        else {
+        let Some((found, header)) = files[link.index].take().zip(headers[link.index]) else {
             continue;
         };
         if found.len < link.end_position {
-            let kind = CorruptionKind::Shortened { len: found.len, needed: link.end_position };
+            let kind = CorruptionKind::Shortened {
+                len: found.len,
+                needed: link.end_position,
+            };
             damage.note(corruption_of(&found, partition, kind))?;
         }
         let (end, position) = (link.end_offset, link.end_position);
-        sealed.push(Rc::new(Segment::new(found.file, found.path, header, end, position, None)));
+        sealed.push(Rc::new(Segment::new(
+            found.file, found.path, header, end, position, None,
+        )));
     }
-    let oldest_readable = sealed.first().map_or(segment.header.base_offset, |s| s.base_offset());
-    let log_start = if missing.is_some() { oldest_readable } else { scan.log_start };
+    let oldest_readable = sealed
+        .first()
+        .map_or(segment.header.base_offset, |s| s.base_offset());
+    let log_start = if missing.is_some() {
+        oldest_readable
+    } else {
+        scan.log_start
+    };
     let report = PartitionReport {
         partition,
         case,
@@ -134,7 +149,12 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         foreign: inventory.foreign,
         corruption: damage.first,
     };
-    let generations = headers.iter().flatten().map(|h| h.generation).max().unwrap_or(0);
+    let generations = headers
+        .iter()
+        .flatten()
+        .map(|h| h.generation)
+        .max()
+        .unwrap_or(0);
     let read_only = context.read_only || report.corruption.is_some();
     let log = RecoveredLog {
         sealed,
@@ -155,7 +175,11 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         log.sealed.push(segment);
         return Ok(log);
     }
-    let tail = Tail { segment, scan, case };
+    let tail = Tail {
+        segment,
+        scan,
+        case,
+    };
     let unused = files.into_iter().flatten().collect();
     make_writable(backend, context, log, tail, unused, inventory.temporaries).await
 }
@@ -189,7 +213,10 @@ async fn scan_newest<F: IoFile>(
     damage: &mut Damage,
 ) -> Result<(Rc<Segment<F>>, Scan, TailCase)> {
     if found.len < header.capacity_bytes {
-        let kind = CorruptionKind::Shortened { len: found.len, needed: header.capacity_bytes };
+        let kind = CorruptionKind::Shortened {
+            len: found.len,
+            needed: header.capacity_bytes,
+        };
         damage.note(corruption_of(&found, context.partition, kind))?;
     }
     let (base, start) = (header.base_offset, SEGMENT_HEADER_LEN as u64);
@@ -198,7 +225,11 @@ async fn scan_newest<F: IoFile>(
     let mut scan = scan_segment(&segment, &context.pool, SCAN_CHUNK_BYTES, interval).await?;
     let case = classify_scan(&scan);
     if case == TailCase::Corrupt {
-        let after = scan.survivor.as_ref().map(|s| s.offset).filter(|o| *o > scan.end_offset);
+        let after = scan
+            .survivor
+            .as_ref()
+            .map(|s| s.offset)
+            .filter(|o| *o > scan.end_offset);
         damage.note(Corruption {
             path: segment.path.clone(),
             partition: context.partition,
@@ -213,7 +244,10 @@ async fn scan_newest<F: IoFile>(
         })?;
         extend_past_damage(&segment, &mut scan, &context.pool).await?;
     } else {
-        segment.set_index(std::mem::replace(&mut scan.index, SparseIndex::new(interval)));
+        segment.set_index(std::mem::replace(
+            &mut scan.index,
+            SparseIndex::new(interval),
+        ));
     }
     segment.end_offset.set(scan.end_offset);
     segment.end_position.set(scan.end_position);
@@ -254,37 +288,55 @@ async fn make_writable<B: IoBackend>(
     unused: Vec<Found<B::File>>,
     temporaries: Vec<PathBuf>,
 ) -> Result<RecoveredLog<B::File>> {
-    let Tail { segment, scan, case } = tail;
+    let Tail {
+        segment,
+        scan,
+        case,
+    } = tail;
     let config = &context.config;
     backend
         .sync_dir(&context.dir)
         .await
         .map_err(|e| Error::io("sync the directory", &context.dir, e))?;
     rewrite(&segment, &context.pool, 0, SEGMENT_HEADER_LEN as u64).await?;
-    log.report.rewritten_bytes =
-        rewrite(&segment, &context.pool, scan.rewrite_from, scan.end_position).await?;
+    log.report.rewritten_bytes = rewrite(
+        &segment,
+        &context.pool,
+        scan.rewrite_from,
+        scan.end_position,
+    )
+    .await?;
 
     for path in temporaries {
         match backend.remove_file(&path).await {
             Ok(()) => log.report.temporaries_removed += 1,
+            // An operation of the last process, done only now.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io("remove", &path, e)),
         }
     }
     for found in unused {
         let fits = found.len == config.segment_bytes && found.header.is_ok();
         if fits && log.spares.len() < config.spare_segments_max.max(1) {
-            log.spares.push(SpareFile { file: found.file, path: found.path });
+            log.spares.push(SpareFile {
+                file: found.file,
+                path: found.path,
+                initialised_to: found.len,
+            });
         } else if let Err(e) = backend.remove_file(&found.path).await {
             return Err(Error::io("remove", &found.path, e));
         }
     }
 
     let same_alignment = segment.file.alignment() <= segment.header.alignment;
-    if case == TailCase::Clean && same_alignment {
+    // Offsets may have been shown beyond the end: the log goes on behind them.
+    let nothing_skipped = scan.reserved_end <= scan.end_offset;
+    if case == TailCase::Clean && same_alignment && nothing_skipped {
         let headroom = config.control_headroom_bytes(segment.header.alignment);
         let (position, sequence) = (scan.end_position, scan.next_sequence);
-        log.active =
-            Some(ActiveSegment::new(segment, position, sequence, scan.link, headroom));
+        log.active = Some(ActiveSegment::new(
+            segment, position, sequence, scan.link, headroom,
+        ));
     } else {
         log.sealed.push(Rc::clone(&segment));
         match next_segment(backend, context, &mut log).await {
@@ -308,20 +360,20 @@ async fn next_segment<B: IoBackend>(
     log: &mut RecoveredLog<B::File>,
 ) -> Result<ActiveSegment<B::File>> {
     let config = &context.config;
-    let spare = match log.spares.pop() {
-        Some(spare) => spare,
-        None => {
-            let number = log.next_number;
-            log.next_number += 1;
-            prepare_spare(backend, &context.spare_request(number, false)).await?
-        }
+    let spare = if let Some(spare) = log.spares.pop() {
+        spare
+    } else {
+        let number = log.next_number;
+        log.next_number += 1;
+        prepare_spare(backend, &context.spare_request(number, 0)).await?
     };
     let path = spare.path.clone();
+    let initialised_to = spare.initialised_to;
     let end = log.offsets.log_end();
     let header_base = log.reserved_end.max(end);
     let header = NextHeader {
         sequence: log.next_sequence,
-        previous: log.sealed.last().map(|s| s.as_ref()),
+        previous: log.sealed.last().map(AsRef::as_ref),
         link: log.link,
         base_offset: header_base,
         prev_end_offset: end,
@@ -339,18 +391,26 @@ async fn next_segment<B: IoBackend>(
     log.next_sequence += 1;
     log.offsets = Offsets::new(log.offsets.log_start(), header_base);
     let link = log.link;
-    Ok(ActiveSegment::new(Rc::new(segment), SEGMENT_HEADER_LEN as u64, 0, link, headroom))
+    let mut active = ActiveSegment::new(
+        Rc::new(segment),
+        SEGMENT_HEADER_LEN as u64,
+        0,
+        link,
+        headroom,
+    );
+    active.initialised_to = initialised_to;
+    Ok(active)
 }
 
 impl RecoveryContext {
     /// A request for the spare with the given number.
-    pub(crate) fn spare_request(&self, number: u64, preinitialise: bool) -> SpareRequest {
+    pub(crate) fn spare_request(&self, number: u64, initialise_bytes: u64) -> SpareRequest {
         SpareRequest {
             dir: self.dir.clone(),
             number,
             capacity_bytes: self.config.segment_bytes,
             direct: self.direct,
-            preinitialise,
+            initialise_bytes,
             partition: self.partition,
             incarnation: self.incarnation,
         }
@@ -413,12 +473,16 @@ async fn rewrite<F: IoFile>(
     let io_error = |action, e| Error::io(action, &segment.path, e);
     let alignment = u64::from(segment.file.alignment().max(segment.header.alignment));
     let mut at = from - from % alignment;
-    let end = end.next_multiple_of(alignment).min(segment.header.capacity_bytes);
+    let end = end
+        .next_multiple_of(alignment)
+        .min(segment.header.capacity_bytes);
     let start = at;
     while at < end {
         // Reads start at multiples of any device's alignment.
         let read_from = at - at % BUFFER_ALIGNMENT as u64;
-        let wanted = usize::try_from(end - read_from).unwrap_or(usize::MAX).min(SCAN_CHUNK_BYTES);
+        let wanted = usize::try_from(end - read_from)
+            .unwrap_or(usize::MAX)
+            .min(SCAN_CHUNK_BYTES);
         let wanted = wanted.next_multiple_of(BUFFER_ALIGNMENT);
         let bytes = segment
             .file
@@ -427,7 +491,9 @@ async fn rewrite<F: IoFile>(
             .map_err(|e| io_error("read", e))?
             .freeze();
         let skip = usize::try_from(at - read_from).unwrap_or(usize::MAX);
-        let take = usize::try_from(end - read_from).unwrap_or(usize::MAX).min(bytes.len());
+        let take = usize::try_from(end - read_from)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         if take <= skip {
             break;
         }

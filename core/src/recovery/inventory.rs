@@ -45,7 +45,10 @@ pub(super) async fn take_inventory<B: IoBackend>(
     incarnation: u32,
     access: Access,
 ) -> Result<Inventory<B::File>> {
-    let entries = backend.list(dir).await.map_err(|e| Error::io("list", dir, e))?;
+    let entries = backend
+        .list(dir)
+        .await
+        .map_err(|e| Error::io("list", dir, e))?;
     let mut inventory = Inventory {
         found: Vec::new(),
         temporaries: Vec::new(),
@@ -80,10 +83,24 @@ pub(super) async fn take_inventory<B: IoBackend>(
     segments.sort_unstable();
     let mut opened = Vec::new();
     for (_, path) in segments {
-        let mode = if access.read_only { OpenMode::Read } else { OpenMode::ReadWrite };
-        let options = OpenOptions { mode, direct: access.direct };
-        let file = backend.open(&path, options).await.map_err(|e| Error::io("open", &path, e))?;
-        let kind = if access.read_only { LockKind::Shared } else { LockKind::Exclusive };
+        let mode = if access.read_only {
+            OpenMode::Read
+        } else {
+            OpenMode::ReadWrite
+        };
+        let options = OpenOptions {
+            mode,
+            direct: access.direct,
+        };
+        let file = backend
+            .open(&path, options)
+            .await
+            .map_err(|e| Error::io("open", &path, e))?;
+        let kind = if access.read_only {
+            LockKind::Shared
+        } else {
+            LockKind::Exclusive
+        };
         if !fence(backend, &file, kind, &path, access.fence_timeout).await? {
             let waited_ms = millis(access.fence_timeout);
             return Err(Error::Fenced { path, waited_ms });
@@ -100,16 +117,27 @@ pub(super) async fn take_inventory<B: IoBackend>(
             .map_err(|e| Error::io("read", &path, e))?;
         let header = SegmentHeader::decode(&block);
         if let Err(FormatError::UnsupportedVersion { found }) = header {
-            return Err(Error::UnsupportedVersion { path, found, supported: FORMAT_VERSION });
+            return Err(Error::UnsupportedVersion {
+                path,
+                found,
+                supported: FORMAT_VERSION,
+            });
         }
         let header = header.map_err(CorruptionKind::from).and_then(|h| {
             if h.partition == partition && h.incarnation == incarnation {
                 Ok(h)
             } else {
-                Err(CorruptionKind::Misplaced("the segment belongs to another partition"))
+                Err(CorruptionKind::Misplaced(
+                    "the segment belongs to another partition",
+                ))
             }
         });
-        inventory.found.push(Found { path, file, len, header });
+        inventory.found.push(Found {
+            path,
+            file,
+            len,
+            header,
+        });
     }
     Ok(inventory)
 }
@@ -126,7 +154,10 @@ pub(crate) async fn fence<B: IoBackend>(
     let deadline = backend.now().saturating_add(timeout);
     let mut pause = Duration::from_millis(1);
     loop {
-        if file.try_lock(kind).map_err(|e| Error::io("lock", path, e))? {
+        if file
+            .try_lock(kind)
+            .map_err(|e| Error::io("lock", path, e))?
+        {
             return Ok(true);
         }
         let left = deadline.saturating_sub(backend.now());
@@ -138,7 +169,11 @@ pub(crate) async fn fence<B: IoBackend>(
     }
 }
 
-pub(super) fn corruption_of<F>(found: &Found<F>, partition: u64, kind: CorruptionKind) -> Corruption {
+pub(super) fn corruption_of<F>(
+    found: &Found<F>,
+    partition: u64,
+    kind: CorruptionKind,
+) -> Corruption {
     Corruption {
         path: found.path.clone(),
         partition,

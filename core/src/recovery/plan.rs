@@ -24,7 +24,7 @@ use std::fmt;
 use super::super::segment::{Scan, Stop, Survivor};
 use crate::format::{SegmentHeader, SegmentKind};
 
-/// What a partition's tail looked like. See the [table](self).
+/// What a partition's tail looked like, and so what recovery decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TailCase {
     /// Sealed or empty; goes on in place.
@@ -51,9 +51,13 @@ impl fmt::Display for TailCase {
 /// Labels the tail of the newest segment.
 pub(super) fn classify_tail(sealed: bool, stop: &Stop, survivor: Option<&Survivor>) -> TailCase {
     match (stop, survivor) {
-        (_, Some(Survivor { proves_loss: true, .. })) | (Stop::BrokenChain(_), _) => {
-            TailCase::Corrupt
-        }
+        (
+            _,
+            Some(Survivor {
+                proves_loss: true, ..
+            }),
+        )
+        | (Stop::BrokenChain(_), _) => TailCase::Corrupt,
         (_, Some(_)) | (Stop::TornBatch(_), None) => TailCase::Torn,
         (Stop::Full | Stop::Nothing(_), None) if sealed => TailCase::Clean,
         (Stop::Full | Stop::Nothing(_), None) => TailCase::Unsealed,
@@ -70,7 +74,11 @@ pub(super) fn newest(headers: &[Option<SegmentHeader>]) -> Option<usize> {
     headers
         .iter()
         .enumerate()
-        .filter_map(|(i, h)| h.as_ref().filter(|h| h.kind == SegmentKind::Log).map(|h| (i, h)))
+        .filter_map(|(i, h)| {
+            h.as_ref()
+                .filter(|h| h.kind == SegmentKind::Log)
+                .map(|h| (i, h))
+        })
         .max_by_key(|(_, h)| (h.sequence, h.generation))
         .map(|(i, _)| i)
 }
@@ -91,7 +99,9 @@ pub(super) fn predecessors(
     log_start: u64,
 ) -> (Vec<Link>, Option<u64>) {
     let mut links = Vec::new();
-    let Some(Some(newest)) = headers.get(newest) else { return (links, None) };
+    let Some(Some(newest)) = headers.get(newest) else {
+        return (links, None);
+    };
     let mut later = newest;
     while later.prev_identity != 0 && later.prev_end_offset > log_start {
         let wanted = later.prev_identity;
@@ -109,7 +119,9 @@ pub(super) fn predecessors(
             end_offset: later.prev_end_offset,
             end_position: later.prev_end_position,
         });
-        let Some(Some(header)) = headers.get(index) else { break };
+        let Some(Some(header)) = headers.get(index) else {
+            break;
+        };
         later = header;
     }
     links.reverse();
@@ -152,7 +164,11 @@ mod tests {
             Stop::TornBatch(CorruptionKind::Misplaced("x")),
             Stop::BrokenChain("x"),
         ];
-        let survivor = |proves_loss| Survivor { position: 1, offset: 1, proves_loss };
+        let survivor = |proves_loss| Survivor {
+            position: 1,
+            offset: 1,
+            proves_loss,
+        };
         let survivors = [None, Some(survivor(false)), Some(survivor(true))];
         let mut seen = Vec::new();
         for sealed in [false, true] {
@@ -170,7 +186,12 @@ mod tests {
                 }
             }
         }
-        for case in [TailCase::Clean, TailCase::Unsealed, TailCase::Torn, TailCase::Corrupt] {
+        for case in [
+            TailCase::Clean,
+            TailCase::Unsealed,
+            TailCase::Torn,
+            TailCase::Corrupt,
+        ] {
             assert!(seen.contains(&case), "{case} is never decided");
         }
     }
@@ -178,13 +199,27 @@ mod tests {
     #[test]
     fn the_newest_header_rules_and_a_cut_segment_is_dead() {
         // 3 replaced 2 after a cut at offset 15 of segment 1; 2 is still on the disk.
-        let headers =
-            [Some(header(2, 101, 20, 20)), Some(header(3, 101, 15, 15)), Some(header(1, 0, 0, 0))];
+        let headers = [
+            Some(header(2, 101, 20, 20)),
+            Some(header(3, 101, 15, 15)),
+            Some(header(1, 0, 0, 0)),
+        ];
         assert_eq!(newest(&headers), Some(1));
         let (links, missing) = predecessors(&headers, 1, 0);
         assert_eq!(missing, None);
-        assert_eq!(links, [Link { index: 2, end_offset: 15, end_position: 5000 }]);
-        assert_eq!(predecessors(&headers, 1, 15).0, [], "below the log start nothing is needed");
+        assert_eq!(
+            links,
+            [Link {
+                index: 2,
+                end_offset: 15,
+                end_position: 5000
+            }]
+        );
+        assert_eq!(
+            predecessors(&headers, 1, 15).0,
+            [],
+            "below the log start nothing is needed"
+        );
     }
 
     #[test]

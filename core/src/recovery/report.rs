@@ -75,7 +75,12 @@ impl RecoveryReport {
 
 impl fmt::Display for RecoveryReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} partitions in {:?}", self.partitions.len(), self.duration)?;
+        writeln!(
+            f,
+            "{} partitions in {:?}",
+            self.partitions.len(),
+            self.duration
+        )?;
         for partition in &self.partitions {
             writeln!(f, "  {partition}")?;
         }

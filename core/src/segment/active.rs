@@ -42,6 +42,8 @@ pub(crate) struct ActiveSegment<F> {
     next_position: u64,
     next_sequence: u32,
     link: u32,
+    /// Bytes from the start that have been written before, by an earlier use or with zeros.
+    pub(crate) initialised_to: u64,
     /// Records end here; what follows is for control batches.
     data_end: u64,
 }
@@ -58,6 +60,7 @@ impl<F: IoFile> ActiveSegment<F> {
         let alignment = u64::from(segment.header.alignment);
         let data_end = segment.header.capacity_bytes.saturating_sub(headroom_bytes);
         Self {
+            initialised_to: segment.header.capacity_bytes,
             next_position: next_position.next_multiple_of(alignment),
             next_sequence,
             link,
@@ -124,7 +127,11 @@ impl<F: IoFile> ActiveSegment<F> {
             let base_offset = offset;
             offset += u64::from(batch.record_count());
             self.next_sequence = self.next_sequence.wrapping_add(1);
-            placed.push(PlacedBatch { base_offset, end_offset: offset, start });
+            placed.push(PlacedBatch {
+                base_offset,
+                end_offset: offset,
+                start,
+            });
             let batch_position = position + start as u64;
             let newest = batch.max_timestamp(context.append_time_ms);
             let max_timestamp = newest_record(batch.record_count(), newest);
@@ -133,15 +140,14 @@ impl<F: IoFile> ActiveSegment<F> {
             start += batch.encoded_len();
         }
         // A batch alone in its group is written from where its caller encoded it.
-        let mut buf = match batches.len() {
-            1 => batches.remove(0).into_buf(),
-            _ => {
-                let mut buf = pool.take(start.next_multiple_of(alignment));
-                for batch in &batches {
-                    buf.extend_from_slice(batch.bytes());
-                }
-                buf
+        let mut buf = if batches.len() == 1 {
+            batches.remove(0).into_buf()
+        } else {
+            let mut buf = pool.take(start.next_multiple_of(alignment));
+            for batch in &batches {
+                buf.extend_from_slice(batch.bytes());
             }
+            buf
         };
         buf.pad_to(alignment);
         let bytes = buf.freeze();
@@ -152,6 +158,10 @@ impl<F: IoFile> ActiveSegment<F> {
         );
         self.segment.end_position.set(self.next_position);
         self.segment.end_offset.set(offset);
-        PlacedGroup { bytes, position, batches: placed }
+        PlacedGroup {
+            bytes,
+            position,
+            batches: placed,
+        }
     }
 }

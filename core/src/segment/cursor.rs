@@ -6,9 +6,7 @@ use bytes::Bytes;
 
 use super::Segment;
 use crate::error::{CorruptionKind, Error, Result};
-use crate::format::{
-    BATCH_HEADER_LEN, BatchHeader, FormatError, StoredBatch, decode_batch, flags,
-};
+use crate::format::{BATCH_HEADER_LEN, BatchHeader, FormatError, StoredBatch, decode_batch, flags};
 use crate::io::{BUFFER_ALIGNMENT, BufPool, IoFile};
 
 /// Why a batch could not be read.
@@ -38,7 +36,13 @@ pub(crate) struct Cursor<'a, F> {
 impl<'a, F: IoFile> Cursor<'a, F> {
     pub(crate) fn new(segment: &'a Segment<F>, pool: &'a BufPool, chunk_bytes: usize) -> Self {
         let chunk_bytes = chunk_bytes.max(1).next_multiple_of(BUFFER_ALIGNMENT);
-        Self { segment, pool, chunk_bytes, chunk: Bytes::new(), chunk_start: 0 }
+        Self {
+            segment,
+            pool,
+            chunk_bytes,
+            chunk: Bytes::new(),
+            chunk_start: 0,
+        }
     }
 
     /// The batch at `position`, of this segment's identity, header and body verified.
@@ -70,7 +74,9 @@ impl<'a, F: IoFile> Cursor<'a, F> {
     /// looked at.
     pub(crate) async fn header_at(&mut self, position: u64) -> io::Result<Option<BatchHeader>> {
         let at = self.ensure(position, BATCH_HEADER_LEN).await?;
-        let Some(bytes) = self.chunk.get(at..) else { return Ok(None) };
+        let Some(bytes) = self.chunk.get(at..) else {
+            return Ok(None);
+        };
         Ok(BatchHeader::decode(bytes)
             .ok()
             .filter(|h| h.identity == self.segment.header.identity))
@@ -132,7 +138,11 @@ impl<'a, F: IoFile> Cursor<'a, F> {
             Some(_) => Err(FormatError::NonZeroPadding.into()),
             None => {
                 let have = self.chunk.len().saturating_sub(from);
-                Err(FormatError::Truncated { need: padding, have }.into())
+                Err(FormatError::Truncated {
+                    need: padding,
+                    have,
+                }
+                .into())
             }
         }
     }
@@ -150,14 +160,21 @@ impl<'a, F: IoFile> Cursor<'a, F> {
             let start = position - position % BUFFER_ALIGNMENT as u64;
             let capacity = self.segment.header.capacity_bytes;
             let needed = usize::try_from(end - start).unwrap_or(usize::MAX);
-            let wanted = needed.max(self.chunk_bytes).next_multiple_of(BUFFER_ALIGNMENT);
+            let wanted = needed
+                .max(self.chunk_bytes)
+                .next_multiple_of(BUFFER_ALIGNMENT);
             let available = usize::try_from(capacity.saturating_sub(start)).unwrap_or(usize::MAX);
             let wanted = wanted.min(available.next_multiple_of(BUFFER_ALIGNMENT));
             self.chunk = Bytes::new();
             self.chunk_start = start;
             if wanted > 0 {
                 let buf = self.pool.take(wanted);
-                self.chunk = self.segment.file.read_at(buf, start, wanted).await?.freeze();
+                self.chunk = self
+                    .segment
+                    .file
+                    .read_at(buf, start, wanted)
+                    .await?
+                    .freeze();
             }
         }
         Ok(usize::try_from(position - self.chunk_start).unwrap_or(usize::MAX))

@@ -36,12 +36,20 @@ pub(crate) struct SparseIndex {
 /// The timestamp of a batch that the index counts: control batches carry the log's time, and no
 /// record.
 pub(super) fn newest_record(record_count: u32, max_timestamp: i64) -> i64 {
-    if record_count == 0 { i64::MIN } else { max_timestamp }
+    if record_count == 0 {
+        i64::MIN
+    } else {
+        max_timestamp
+    }
 }
 
 impl SparseIndex {
     pub(crate) fn new(interval_bytes: u32) -> Self {
-        Self { interval_bytes, entries: Vec::new(), max_timestamp: i64::MIN }
+        Self {
+            interval_bytes,
+            entries: Vec::new(),
+            max_timestamp: i64::MIN,
+        }
     }
 
     /// Notes a batch; batches come in order of position.
@@ -52,7 +60,11 @@ impl SparseIndex {
             .last()
             .is_none_or(|last| position - last.position >= u64::from(self.interval_bytes));
         if due {
-            self.entries.push(Entry { base_offset, position, max_timestamp });
+            self.entries.push(Entry {
+                base_offset,
+                position,
+                max_timestamp,
+            });
         } else if let Some(last) = self.entries.last_mut() {
             last.max_timestamp = last.max_timestamp.max(max_timestamp);
         }
@@ -127,8 +139,11 @@ impl SparseIndex {
             }
             entries.push(entry);
         }
-        (input.u32()? == crc32fast::hash(covered))
-            .then_some(Self { interval_bytes, entries, max_timestamp })
+        (input.u32()? == crc32fast::hash(covered)).then_some(Self {
+            interval_bytes,
+            entries,
+            max_timestamp,
+        })
     }
 }
 
@@ -159,7 +174,10 @@ pub(super) async fn read_file<B: IoBackend>(
     backend: &B,
     segment: &Segment<B::File>,
 ) -> Option<SparseIndex> {
-    let file = backend.open(&index_path(&segment.path), OpenOptions::READ).await.ok()?;
+    let file = backend
+        .open(&index_path(&segment.path), OpenOptions::READ)
+        .await
+        .ok()?;
     let len = usize::try_from(file.len().await.ok()?).ok()?;
     // Entries are at least 512 bytes of log apart: a longer file is not ours.
     let bound = usize::try_from(segment.header.capacity_bytes / 512).ok()? * ENTRY_LEN + 4096;
@@ -254,13 +272,28 @@ mod tests {
         let index = sample();
         let bytes = index.encode(&header(), 1 << 19);
         assert_eq!(SparseIndex::decode(&bytes, &header(), 1 << 19), Some(index));
-        assert_eq!(SparseIndex::decode(&bytes, &header(), 1 << 18), None, "stale");
-        let other = SegmentHeader { identity: 78, ..header() };
-        assert_eq!(SparseIndex::decode(&bytes, &other, 1 << 19), None, "another use of the file");
+        assert_eq!(
+            SparseIndex::decode(&bytes, &header(), 1 << 18),
+            None,
+            "stale"
+        );
+        let other = SegmentHeader {
+            identity: 78,
+            ..header()
+        };
+        assert_eq!(
+            SparseIndex::decode(&bytes, &other, 1 << 19),
+            None,
+            "another use of the file"
+        );
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(SparseIndex::decode(&damaged, &header(), 1 << 19), None, "bit {bit}");
+            assert_eq!(
+                SparseIndex::decode(&damaged, &header(), 1 << 19),
+                None,
+                "bit {bit}"
+            );
         }
         for len in 0..bytes.len() {
             assert_eq!(SparseIndex::decode(&bytes[..len], &header(), 1 << 19), None);

@@ -24,7 +24,7 @@ pub(crate) use index::SparseIndex;
 use index::newest_record;
 pub(crate) use name::{FileName, INDEX_SUFFIX};
 pub(crate) use scan::{Scan, Stop, Survivor, scan_segment};
-pub(crate) use spare::{SpareFile, SpareRequest, prepare_spare};
+pub(crate) use spare::{SpareFile, SpareRequest, ZERO_CHUNK_BYTES, prepare_spare, zero};
 
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{SEGMENT_HEADER_LEN, SegmentHeader, StoredBatch};
@@ -112,12 +112,10 @@ impl<F: IoFile> Segment<F> {
                     position = cursor.position_after(header, position);
                 }
                 // Damage is the reader's to report; the index goes on behind it.
-                Err(ReadError::Format(_)) => {
-                    match cursor.resynchronise(position, end).await? {
-                        Some((next, _)) => position = next,
-                        None => break,
-                    }
-                }
+                Err(ReadError::Format(_)) => match cursor.resynchronise(position, end).await? {
+                    Some((next, _)) => position = next,
+                    None => break,
+                },
                 Err(ReadError::Io(e)) => return Err(Error::io("read", &self.path, e)),
             }
         }
@@ -171,7 +169,8 @@ impl<F: IoFile> Segment<F> {
                     return Err(self.corruption(
                         position,
                         expected,
-                        next.map(|(_, offset)| offset).or(Some(self.end_offset.get())),
+                        next.map(|(_, offset)| offset)
+                            .or(Some(self.end_offset.get())),
                         found,
                     ));
                 }

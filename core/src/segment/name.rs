@@ -53,11 +53,20 @@ mod tests {
 
     #[test]
     fn names_round_trip_and_foreign_ones_are_refused() {
-        for name in [FileName::Segment(0), FileName::Index(7), FileName::Temporary(u64::MAX)] {
+        for name in [
+            FileName::Segment(0),
+            FileName::Index(7),
+            FileName::Temporary(u64::MAX),
+        ] {
             assert_eq!(FileName::parse(OsStr::new(&name.to_string())), Some(name));
         }
-        for foreign in ["", "1.seg", "+0000000000000000001.seg", "99999999999999999999.seg", "a.seg"]
-        {
+        for foreign in [
+            "",
+            "1.seg",
+            "+0000000000000000001.seg",
+            "99999999999999999999.seg",
+            "a.seg",
+        ] {
             assert_eq!(FileName::parse(OsStr::new(foreign)), None, "{foreign}");
         }
     }

@@ -101,7 +101,11 @@ pub(crate) async fn scan_segment<F: IoFile>(
             Err(ReadError::Io(e)) => return Err(io_error(e)),
             Err(ReadError::Format(kind)) => {
                 let own = cursor.header_at(position).await.map_err(io_error)?;
-                scan.stop = if own.is_some() { Stop::TornBatch(kind) } else { Stop::Nothing(kind) };
+                scan.stop = if own.is_some() {
+                    Stop::TornBatch(kind)
+                } else {
+                    Stop::Nothing(kind)
+                };
                 break;
             }
         };
@@ -145,8 +149,12 @@ pub(crate) async fn scan_segment<F: IoFile>(
         scan.end_position = cursor.position_after(found, position);
     }
     // The last group that starts below the durable offset may reach beyond it.
-    let first = groups.partition_point(|(_, base)| *base < durable).saturating_sub(1);
-    scan.rewrite_from = groups.get(first).map_or(scan.rewrite_from, |(position, _)| *position);
+    let first = groups
+        .partition_point(|(_, base)| *base < durable)
+        .saturating_sub(1);
+    scan.rewrite_from = groups
+        .get(first)
+        .map_or(scan.rewrite_from, |(position, _)| *position);
     scan.survivor = look_behind(&mut cursor, &scan, capacity, u64::from(header.alignment))
         .await
         .map_err(io_error)?;
@@ -178,15 +186,25 @@ async fn look_behind<F: IoFile>(
     let mut survivor = None;
     let mut position = scan.end_position;
     if let Stop::BrokenChain(_) = scan.stop {
-        return Ok(Some(Survivor { position, offset: scan.end_offset, proves_loss: true }));
+        return Ok(Some(Survivor {
+            position,
+            offset: scan.end_offset,
+            proves_loss: true,
+        }));
     }
     while position + BATCH_HEADER_LEN as u64 <= capacity {
         if let Some(header) = cursor.header_at(position).await? {
-            let claims = header.durable_offset().is_some_and(|durable| durable > scan.end_offset);
+            let claims = header
+                .durable_offset()
+                .is_some_and(|durable| durable > scan.end_offset);
             let is_seal = header.kind == BatchKind::Control && is_seal(cursor, position).await;
             let proves_loss = claims || (is_seal && position > scan.end_position);
             if proves_loss || survivor.is_none() {
-                survivor = Some(Survivor { position, offset: header.base_offset, proves_loss });
+                survivor = Some(Survivor {
+                    position,
+                    offset: header.base_offset,
+                    proves_loss,
+                });
             }
             if proves_loss {
                 break;
@@ -199,9 +217,7 @@ async fn look_behind<F: IoFile>(
 
 async fn is_seal<F: IoFile>(cursor: &mut Cursor<'_, F>, position: u64) -> bool {
     match cursor.batch_at(position).await {
-        Ok(batch) => {
-            Control::decode(batch.body()).is_ok_and(|c| c.reason == ControlReason::Seal)
-        }
+        Ok(batch) => Control::decode(batch.body()).is_ok_and(|c| c.reason == ControlReason::Seal),
         Err(_) => false,
     }
 }

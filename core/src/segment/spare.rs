@@ -1,5 +1,6 @@
 //! Making a spare: a file with all its blocks that becomes a segment by one write of its header.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::FileName;
@@ -12,6 +13,8 @@ use crate::io::{AlignedBuf, Durability, FailStop, IoBackend, LockKind, OpenOptio
 pub(crate) struct SpareFile<F> {
     pub(crate) file: FailStop<F>,
     pub(crate) path: PathBuf,
+    /// Bytes from the start that have been written before; writes beyond change metadata.
+    pub(crate) initialised_to: u64,
 }
 
 /// What kind of spare is wanted.
@@ -21,14 +24,14 @@ pub(crate) struct SpareRequest {
     pub(crate) number: u64,
     pub(crate) capacity_bytes: u64,
     pub(crate) direct: bool,
-    /// Write zeros over the whole file, not only reserve its blocks.
-    pub(crate) preinitialise: bool,
+    /// Bytes from the start to write zeros over; of the rest only the blocks are reserved.
+    pub(crate) initialise_bytes: u64,
     pub(crate) partition: u64,
     pub(crate) incarnation: u32,
 }
 
 /// Unit of initialisation: large enough for bandwidth, small enough to let appends in between.
-const ZERO_CHUNK_BYTES: usize = 512 << 10;
+pub(crate) const ZERO_CHUNK_BYTES: usize = 512 << 10;
 
 /// Creates a spare under a temporary name, makes it durable, then gives it its name.
 ///
@@ -38,15 +41,26 @@ pub(crate) async fn prepare_spare<B: IoBackend>(
     backend: &B,
     request: &SpareRequest,
 ) -> Result<SpareFile<B::File>> {
-    let temporary = request.dir.join(FileName::Temporary(request.number).to_string());
-    let path = request.dir.join(FileName::Segment(request.number).to_string());
+    let temporary = request
+        .dir
+        .join(FileName::Temporary(request.number).to_string());
+    let path = request
+        .dir
+        .join(FileName::Segment(request.number).to_string());
     match build(backend, request, &temporary, &path).await {
-        Ok(file) => Ok(SpareFile { file, path }),
+        Ok(file) => Ok(SpareFile {
+            file,
+            path,
+            initialised_to: request.initialise_bytes,
+        }),
         Err(e) => {
-            // Best effort: recovery removes what is left.
-            if backend.remove_file(&temporary).await.is_err() {}
+            if backend.remove_file(&temporary).await.is_err() {
+                // Best effort: recovery removes what is left.
+            }
             if Error::is_no_space(&e) {
-                return Err(Error::NoSpace { path: request.dir.clone() });
+                return Err(Error::NoSpace {
+                    path: request.dir.clone(),
+                });
             }
             Err(Error::io("prepare a segment", &temporary, e))
         }
@@ -70,33 +84,35 @@ async fn build<B: IoBackend>(
         // No reservation of blocks on this file system: the length at least is right.
         Err(_) => file.set_len(request.capacity_bytes).await?,
     }
-    if request.preinitialise {
-        zero(backend, &file, request.capacity_bytes).await?;
-    }
+    zero(backend, &file, 0..request.initialise_bytes).await?;
     let header = spare_header(request, file.alignment());
     let mut block = AlignedBuf::with_capacity(SEGMENT_HEADER_LEN);
     block.extend_from_slice(&header.encode());
-    file.write_all_at(block.freeze(), 0, Durability::Written).await?;
+    file.write_all_at(block.freeze(), 0, Durability::Written)
+        .await?;
     file.sync_data().await?;
     backend.rename(temporary, path).await?;
     backend.sync_dir(&request.dir).await?;
     Ok(file)
 }
 
-async fn zero<B: IoBackend>(
+/// Writes zeros over a range of the file, in chunks that let other tasks in between.
+pub(crate) async fn zero<B: IoBackend>(
     backend: &B,
     file: &FailStop<B::File>,
-    len: u64,
+    range: Range<u64>,
 ) -> std::io::Result<()> {
-    let chunk = ZERO_CHUNK_BYTES.min(usize::try_from(len).unwrap_or(ZERO_CHUNK_BYTES));
-    let mut zeros = AlignedBuf::with_capacity(chunk);
-    zeros.resize(chunk);
+    let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+    let mut zeros = AlignedBuf::with_capacity(ZERO_CHUNK_BYTES.min(len));
+    zeros.resize(ZERO_CHUNK_BYTES.min(len));
     let zeros = zeros.freeze();
-    let mut at = 0;
-    while at < len {
-        let n = zeros.len().min(usize::try_from(len - at).unwrap_or(usize::MAX));
-        file.write_all_at(zeros.slice(..n), at, Durability::Written).await?;
-        at += n as u64;
+    let mut at = range.start;
+    while at < range.end {
+        let left = usize::try_from(range.end - at).unwrap_or(usize::MAX);
+        let chunk = zeros.slice(..zeros.len().min(left));
+        let n = chunk.len() as u64;
+        file.write_all_at(chunk, at, Durability::Written).await?;
+        at += n;
         backend.yield_now().await;
     }
     Ok(())
@@ -136,9 +152,18 @@ impl<F: crate::io::IoFile> SpareFile<F> {
     ) -> std::io::Result<super::Segment<F>> {
         let mut block = AlignedBuf::with_capacity(SEGMENT_HEADER_LEN);
         block.extend_from_slice(&header.encode());
-        self.file.write_all_at(block.freeze(), 0, Durability::Durable).await?;
+        self.file
+            .write_all_at(block.freeze(), 0, Durability::Durable)
+            .await?;
         let index = super::SparseIndex::new(index_interval_bytes);
         let (base, start) = (header.base_offset, SEGMENT_HEADER_LEN as u64);
-        Ok(super::Segment::new(self.file, self.path, header, base, start, Some(index)))
+        Ok(super::Segment::new(
+            self.file,
+            self.path,
+            header,
+            base,
+            start,
+            Some(index),
+        ))
     }
 }

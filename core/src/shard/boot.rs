@@ -10,8 +10,7 @@ use super::layout::{DirName, FoundPartition, LOCK, STORE, STORE_TEMPORARY};
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{FORMAT_VERSION, FormatError, STORE_HEADER_LEN, StoreHeader};
 use crate::io::{
-    AlignedBuf, Durability, EntryKind, FailStop, IoBackend, IoFile, LockKind, OpenMode,
-    OpenOptions,
+    AlignedBuf, Durability, EntryKind, FailStop, IoBackend, IoFile, LockKind, OpenMode, OpenOptions,
 };
 use crate::recovery::fence;
 
@@ -52,7 +51,10 @@ pub(super) async fn boot<B: IoBackend>(
         for leftover in leftovers {
             remove_tree(backend, &leftover).await?;
         }
-        backend.sync_dir(path).await.map_err(|e| Error::io("sync the directory", path, e))?;
+        backend
+            .sync_dir(path)
+            .await
+            .map_err(|e| Error::io("sync the directory", path, e))?;
     }
     let direct = request.direct_wanted && can_do_direct(backend, path, request.read_only).await;
     let booted = Booted {
@@ -68,7 +70,10 @@ const NO_STORE_FILE: &str = "no store here: the directory has no STORE file; che
                              open it with create(true) if it is empty";
 
 fn not_a_store(path: &Path, why: &'static str) -> Error {
-    Error::NotAStore { path: path.to_path_buf(), why }
+    Error::NotAStore {
+        path: path.to_path_buf(),
+        why,
+    }
 }
 
 /// Checks that the directory is a store or may become one; makes it when it is missing and
@@ -78,13 +83,21 @@ async fn check_directory<B: IoBackend>(backend: &B, request: &BootRequest) -> Re
     let may_create = request.create && !request.read_only;
     match backend.kind(path).await {
         Ok(EntryKind::Dir) => {}
-        Ok(_) => return Err(not_a_store(path, "not a directory; name the store's directory")),
+        Ok(_) => {
+            return Err(not_a_store(
+                path,
+                "not a directory; name the store's directory",
+            ));
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             if !may_create {
                 let why = "the directory does not exist; check the path, or open with create(true)";
                 return Err(not_a_store(path, why));
             }
-            backend.create_dir(path).await.map_err(|e| Error::io("create", path, e))?;
+            backend
+                .create_dir(path)
+                .await
+                .map_err(|e| Error::io("create", path, e))?;
             let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
             let parent = parent.unwrap_or(Path::new("."));
             return backend
@@ -94,7 +107,10 @@ async fn check_directory<B: IoBackend>(backend: &B, request: &BootRequest) -> Re
         }
         Err(e) => return Err(Error::io("look at", path, e)),
     }
-    let entries = backend.list(path).await.map_err(|e| Error::io("list", path, e))?;
+    let entries = backend
+        .list(path)
+        .await
+        .map_err(|e| Error::io("list", path, e))?;
     if entries.iter().any(|e| e.name == STORE) {
         return Ok(());
     }
@@ -104,14 +120,31 @@ async fn check_directory<B: IoBackend>(backend: &B, request: &BootRequest) -> Re
                    directory";
         return Err(not_a_store(path, why));
     }
-    if may_create { Ok(()) } else { Err(not_a_store(path, NO_STORE_FILE)) }
+    if may_create {
+        Ok(())
+    } else {
+        Err(not_a_store(path, NO_STORE_FILE))
+    }
 }
 
 async fn take_lock<B: IoBackend>(backend: &B, request: &BootRequest) -> Result<B::File> {
     let path = request.path.join(LOCK);
     let failed = |e| Error::io("open", &path, e);
-    let mode = if request.read_only { OpenMode::Read } else { OpenMode::ReadWrite };
-    let file = match backend.open(&path, OpenOptions { mode, direct: false }).await {
+    let mode = if request.read_only {
+        OpenMode::Read
+    } else {
+        OpenMode::ReadWrite
+    };
+    let file = match backend
+        .open(
+            &path,
+            OpenOptions {
+                mode,
+                direct: false,
+            },
+        )
+        .await
+    {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound && request.read_only => {
             let why = "the store has no LOCK file; open it once for writing";
@@ -121,19 +154,26 @@ async fn take_lock<B: IoBackend>(backend: &B, request: &BootRequest) -> Result<B
             match backend.open(&path, OpenOptions::CREATE_NEW).await {
                 Ok(file) => file,
                 // Another process was faster; the lock decides.
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                    backend.open(&path, OpenOptions::READ_WRITE).await.map_err(failed)?
-                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => backend
+                    .open(&path, OpenOptions::READ_WRITE)
+                    .await
+                    .map_err(failed)?,
                 Err(e) => return Err(failed(e)),
             }
         }
         Err(e) => return Err(failed(e)),
     };
-    let kind = if request.read_only { LockKind::Shared } else { LockKind::Exclusive };
+    let kind = if request.read_only {
+        LockKind::Shared
+    } else {
+        LockKind::Exclusive
+    };
     if fence(backend, &file, kind, &path, LOCK_PATIENCE).await? {
         Ok(file)
     } else {
-        Err(Error::AlreadyOpen { path: request.path.clone() })
+        Err(Error::AlreadyOpen {
+            path: request.path.clone(),
+        })
     }
 }
 
@@ -149,25 +189,37 @@ async fn read_store_file<B: IoBackend>(backend: &B, dir: &Path) -> Result<Option
     let bytes = read.map_err(|e| Error::io("read", &path, e))?;
     match StoreHeader::decode(&bytes) {
         Ok(header) => Ok(Some(header)),
-        Err(FormatError::UnsupportedVersion { found }) => {
-            Err(Error::UnsupportedVersion { path, found, supported: FORMAT_VERSION })
-        }
-        Err(FormatError::BadMagic) => {
-            Err(not_a_store(dir, "the STORE file was not written by this library, or is damaged"))
-        }
+        Err(FormatError::UnsupportedVersion { found }) => Err(Error::UnsupportedVersion {
+            path,
+            found,
+            supported: FORMAT_VERSION,
+        }),
+        Err(FormatError::BadMagic) => Err(not_a_store(
+            dir,
+            "the STORE file was not written by this library, or is damaged",
+        )),
         Err(e) => Err(damaged(path, 0, e.into())),
     }
 }
 
 fn damaged(path: PathBuf, partition: u64, found: CorruptionKind) -> Error {
     let (position, offset_start, offset_end) = (0, 0, None);
-    Error::corrupt(Corruption { path, partition, position, offset_start, offset_end, found })
+    Error::corrupt(Corruption {
+        path,
+        partition,
+        position,
+        offset_start,
+        offset_end,
+        found,
+    })
 }
 
 async fn write_store_file<B: IoBackend>(backend: &B, dir: &Path) -> Result<StoreHeader> {
     let temporary = dir.join(STORE_TEMPORARY);
-    let header =
-        StoreHeader { store_id: backend.random_u64(), created_ms: backend.wall_clock_ms() };
+    let header = StoreHeader {
+        store_id: backend.random_u64(),
+        created_ms: backend.wall_clock_ms(),
+    };
     let make = async {
         match backend.remove_file(&temporary).await {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -176,14 +228,17 @@ async fn write_store_file<B: IoBackend>(backend: &B, dir: &Path) -> Result<Store
         let file = FailStop::new(backend.open(&temporary, OpenOptions::CREATE_NEW).await?);
         let mut block = AlignedBuf::with_capacity(STORE_HEADER_LEN);
         block.extend_from_slice(&header.encode());
-        file.write_all_at(block.freeze(), 0, Durability::Written).await?;
+        file.write_all_at(block.freeze(), 0, Durability::Written)
+            .await?;
         file.sync_data().await?;
         backend.rename(&temporary, &dir.join(STORE)).await?;
         backend.sync_dir(dir).await
     };
     match make.await {
         Ok(()) => Ok(header),
-        Err(e) if Error::is_no_space(&e) => Err(Error::NoSpace { path: dir.to_path_buf() }),
+        Err(e) if Error::is_no_space(&e) => Err(Error::NoSpace {
+            path: dir.to_path_buf(),
+        }),
         Err(e) => Err(Error::io("create", &temporary, e)),
     }
 }
@@ -193,7 +248,10 @@ async fn list<B: IoBackend>(
     backend: &B,
     dir: &Path,
 ) -> Result<(Vec<FoundPartition>, Vec<PathBuf>)> {
-    let entries = backend.list(dir).await.map_err(|e| Error::io("list", dir, e))?;
+    let entries = backend
+        .list(dir)
+        .await
+        .map_err(|e| Error::io("list", dir, e))?;
     let (mut partitions, mut leftovers) = (Vec::new(), Vec::new());
     for entry in entries.into_iter().filter(|e| e.kind == EntryKind::Dir) {
         match DirName::parse(&entry.name) {
@@ -216,17 +274,30 @@ async fn list<B: IoBackend>(
 
 /// Removes a directory of files.
 pub(super) async fn remove_tree<B: IoBackend>(backend: &B, dir: &Path) -> Result<()> {
-    let entries = backend.list(dir).await.map_err(|e| Error::io("list", dir, e))?;
+    let entries = backend
+        .list(dir)
+        .await
+        .map_err(|e| Error::io("list", dir, e))?;
     for entry in entries {
         let path = dir.join(entry.name);
-        backend.remove_file(&path).await.map_err(|e| Error::io("remove", &path, e))?;
+        backend
+            .remove_file(&path)
+            .await
+            .map_err(|e| Error::io("remove", &path, e))?;
     }
-    backend.remove_dir(dir).await.map_err(|e| Error::io("remove", dir, e))
+    backend
+        .remove_dir(dir)
+        .await
+        .map_err(|e| Error::io("remove", dir, e))
 }
 
 /// Whether files in the directory can be opened with O_DIRECT: asked of the lock file.
 async fn can_do_direct<B: IoBackend>(backend: &B, dir: &Path, read_only: bool) -> bool {
-    let mode = if read_only { OpenMode::Read } else { OpenMode::ReadWrite };
+    let mode = if read_only {
+        OpenMode::Read
+    } else {
+        OpenMode::ReadWrite
+    };
     let options = OpenOptions { mode, direct: true };
     backend.capabilities().direct_io
         && match backend.open(&dir.join(LOCK), options).await {

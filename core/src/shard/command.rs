@@ -44,14 +44,42 @@ pub(crate) struct Reading {
 #[derive(Debug)]
 pub(crate) enum Command {
     Boot(Reply<Booted>),
-    Adopt { partitions: Vec<FoundPartition>, direct: bool, reply: Reply<Vec<Adopted>> },
-    Create { id: u64, reply: Reply<Adopted> },
-    Find { id: u64, reply: Reply<Adopted> },
-    Delete { id: u64, incarnation: u32, reply: Reply<()> },
+    Adopt {
+        partitions: Vec<FoundPartition>,
+        direct: bool,
+        reply: Reply<Vec<Adopted>>,
+    },
+    Create {
+        id: u64,
+        reply: Reply<Adopted>,
+    },
+    Find {
+        id: u64,
+        reply: Reply<Adopted>,
+    },
+    Delete {
+        id: u64,
+        incarnation: u32,
+        reply: Reply<()>,
+    },
     List(Reply<Vec<PartitionInfo>>),
-    Describe { id: u64, incarnation: u32, reply: Reply<PartitionInfo> },
-    Submit { id: u64, incarnation: u32, request: Request },
-    Read { id: u64, incarnation: u32, reading: Reading, reply: Reply<Fetched>, permit: Permit },
+    Describe {
+        id: u64,
+        incarnation: u32,
+        reply: Reply<PartitionInfo>,
+    },
+    Submit {
+        id: u64,
+        incarnation: u32,
+        request: Request,
+    },
+    Read {
+        id: u64,
+        incarnation: u32,
+        reading: Reading,
+        reply: Reply<Fetched>,
+        permit: Permit,
+    },
     OffsetForTimestamp {
         id: u64,
         incarnation: u32,
@@ -59,6 +87,9 @@ pub(crate) enum Command {
         reply: Reply<Option<u64>>,
     },
     Stats(Reply<ShardStats>),
-    Close { deadline: Duration, reply: Reply<()> },
+    Close {
+        deadline: Duration,
+        reply: Reply<()>,
+    },
     Ping(oneshot::Sender<()>),
 }

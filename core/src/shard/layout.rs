@@ -59,7 +59,9 @@ impl DirName {
         let well_formed = id.len() == 20
             && id.bytes().all(|b| b.is_ascii_digit())
             && incarnation.len() == 8
-            && incarnation.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            && incarnation
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
             && parts.next().is_none();
         if !well_formed {
             return None;
@@ -82,13 +84,25 @@ mod tests {
 
     #[test]
     fn names_round_trip_and_foreign_ones_are_refused() {
-        let found = FoundPartition { id: u64::MAX, incarnation: 0xdead_beef };
+        let found = FoundPartition {
+            id: u64::MAX,
+            incarnation: 0xdead_beef,
+        };
         let root = Path::new("");
         let parse = |path: PathBuf| DirName::parse(path.as_os_str());
-        assert_eq!(parse(found.dir(root)), Some(DirName::Partition(found.clone())));
+        assert_eq!(
+            parse(found.dir(root)),
+            Some(DirName::Partition(found.clone()))
+        );
         assert_eq!(parse(found.dir_creating(root)), Some(DirName::Leftover));
         assert_eq!(parse(found.dir_deleted(root)), Some(DirName::Leftover));
-        for foreign in ["", "42", "lost+found", "00000000000000000042.DEADBEEF", "a.b.c"] {
+        for foreign in [
+            "",
+            "42",
+            "lost+found",
+            "00000000000000000042.DEADBEEF",
+            "a.b.c",
+        ] {
             assert_eq!(DirName::parse(OsStr::new(foreign)), None, "{foreign}");
         }
     }

@@ -33,7 +33,10 @@ mod tests {
                 counts[placement(id, shards)] += 1;
             }
             let expected = 9_000 / u32::try_from(shards).unwrap();
-            assert!(counts.iter().all(|&n| n.abs_diff(expected) <= 10), "{counts:?}");
+            assert!(
+                counts.iter().all(|&n| n.abs_diff(expected) <= 10),
+                "{counts:?}"
+            );
         }
     }
 }

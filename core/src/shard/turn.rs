@@ -18,9 +18,7 @@ use crate::config::StoreConfig;
 use crate::error::{Error, Result};
 use crate::io::{BufPool, IoBackend};
 use crate::metrics::ShardStats;
-use crate::partition::{
-    Change, Partition, Reply, Request, ShardContext, answer, create_partition,
-};
+use crate::partition::{Change, Partition, Reply, Request, ShardContext, answer, create_partition};
 use crate::recovery::{RecoveryContext, recover_partition};
 
 /// Requests that one turn takes from the mailbox before the event loop gets its share.
@@ -65,8 +63,18 @@ struct ShardState<B: IoBackend> {
 
 /// Serves the mailbox until the store is closed or its last handle is dropped.
 pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) {
-    let ShardSetup { path, config, create, read_only, mut mailbox, requests, bytes, ended } =
-        setup;
+    let ShardSetup {
+        path,
+        config,
+        create,
+        read_only,
+        mut mailbox,
+        requests,
+        bytes,
+        ended,
+    } = setup;
+    // Whatever ends the shard, nobody goes on waiting for room in its mailbox.
+    let _bounds = CloseBounds(Arc::clone(&requests), Arc::clone(&bytes));
     let shard = Rc::new(Shard {
         shared: Rc::new(ShardContext::new(Rc::clone(&backend))),
         path,
@@ -104,6 +112,7 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
         // The sender is dropped when the closing task has finished: that is the signal.
     }
     drop(mailbox);
+    shard.shared.removals_done().await;
     shard.release();
     drop(ended);
 }
@@ -112,12 +121,26 @@ impl<B: IoBackend> Shard<B> {
     /// Serves one command; a close returns what resolves when it is done.
     fn serve(self: &Rc<Self>, command: Command) -> Option<oneshot::Receiver<()>> {
         match command {
-            Command::Submit { id, incarnation, request } => match self.find(id, incarnation) {
+            Command::Submit {
+                id,
+                incarnation,
+                request,
+            } => match self.find(id, incarnation) {
                 Ok(partition) => partition.submit(request),
                 Err(e) => request.refuse(e),
             },
-            Command::Read { id, incarnation, reading, reply, permit } => {
-                let Reading { from, limits, visibility } = reading;
+            Command::Read {
+                id,
+                incarnation,
+                reading,
+                reply,
+                permit,
+            } => {
+                let Reading {
+                    from,
+                    limits,
+                    visibility,
+                } = reading;
                 let cached = self
                     .find(id, incarnation)
                     .and_then(|p| Ok((p.read_cached(from, limits, visibility)?, p)));
@@ -131,18 +154,25 @@ impl<B: IoBackend> Shard<B> {
                     }),
                 }
             }
-            Command::OffsetForTimestamp { id, incarnation, timestamp_ms, reply } => {
-                match self.find(id, incarnation) {
-                    Ok(p) => self.spawn(reply, p.offset_for_timestamp(timestamp_ms)),
-                    Err(e) => answer(reply, Err(e)),
-                }
-            }
+            Command::OffsetForTimestamp {
+                id,
+                incarnation,
+                timestamp_ms,
+                reply,
+            } => match self.find(id, incarnation) {
+                Ok(p) => self.spawn(reply, p.offset_for_timestamp(timestamp_ms)),
+                Err(e) => answer(reply, Err(e)),
+            },
             Command::Ping(reply) => answer(reply, ()),
             Command::Boot(reply) => {
                 let this = Rc::clone(self);
                 self.spawn(reply, async move { this.boot().await });
             }
-            Command::Adopt { partitions, direct, reply } => {
+            Command::Adopt {
+                partitions,
+                direct,
+                reply,
+            } => {
                 self.state.borrow_mut().direct = direct;
                 let this = Rc::clone(self);
                 self.spawn(reply, async move { this.adopt(partitions).await });
@@ -156,15 +186,26 @@ impl<B: IoBackend> Shard<B> {
                 let found = found.ok_or(Error::PartitionNotFound { id });
                 answer(reply, found.map(|p| adopted(&p)));
             }
-            Command::Delete { id, incarnation, reply } => {
+            Command::Delete {
+                id,
+                incarnation,
+                reply,
+            } => {
                 let this = Rc::clone(self);
                 self.spawn(reply, async move { this.delete(id, incarnation).await });
             }
             Command::List(reply) => {
                 let state = self.state.borrow();
-                answer(reply, Ok(state.partitions.values().map(|p| p.describe()).collect()));
+                answer(
+                    reply,
+                    Ok(state.partitions.values().map(|p| p.describe()).collect()),
+                );
             }
-            Command::Describe { id, incarnation, reply } => {
+            Command::Describe {
+                id,
+                incarnation,
+                reply,
+            } => {
                 answer(reply, self.find(id, incarnation).map(|p| p.describe()));
             }
             Command::Stats(reply) => answer(reply, Ok(self.stats())),
@@ -181,7 +222,9 @@ impl<B: IoBackend> Shard<B> {
     }
 
     fn spawn<T: 'static>(&self, reply: Reply<T>, task: impl Future<Output = Result<T>> + 'static) {
-        self.shared.backend.spawn(Box::pin(async move { answer(reply, task.await) }));
+        self.shared
+            .backend
+            .spawn(Box::pin(async move { answer(reply, task.await) }));
     }
 
     async fn boot(&self) -> Result<Booted> {
@@ -220,7 +263,10 @@ impl<B: IoBackend> Shard<B> {
         for (context, log) in logs {
             let partition = Partition::start(&self.shared, context, log);
             ready.push(adopted(&partition));
-            self.state.borrow_mut().partitions.insert(partition.id(), partition);
+            self.state
+                .borrow_mut()
+                .partitions
+                .insert(partition.id(), partition);
         }
         Ok(ready)
     }
@@ -234,8 +280,10 @@ impl<B: IoBackend> Shard<B> {
             return Err(Error::PartitionExists { id });
         }
         let backend = self.shared.backend.as_ref();
-        let [a, b, c, d, ..] = backend.random_u64().to_le_bytes();
-        let found = FoundPartition { id, incarnation: u32::from_le_bytes([a, b, c, d]) };
+        let found = FoundPartition {
+            id,
+            incarnation: u32::try_from(backend.random_u64() >> 32).unwrap_or(1),
+        };
         let context = self.context(&found);
         let temporary = found.dir_creating(&self.path);
         let log = match create_partition(backend, &context, &self.path, &temporary).await {
@@ -271,7 +319,10 @@ impl<B: IoBackend> Shard<B> {
             Err(_) => return Err(Error::ClosedInFlight),
         }
         // A failure here leaves the partition closed and whole; deleting can be tried again.
-        backend.rename(&dir, &deleted).await.map_err(|e| Error::io("rename", &dir, e))?;
+        backend
+            .rename(&dir, &deleted)
+            .await
+            .map_err(|e| Error::io("rename", &dir, e))?;
         self.state.borrow_mut().partitions.remove(&id);
         let synced = backend.sync_dir(&self.path).await;
         synced.map_err(|e| Error::io("sync the directory", &self.path, e))?;
@@ -295,10 +346,12 @@ impl<B: IoBackend> Shard<B> {
         let config = &self.config;
         let mut stats = self.shared.stats.snapshot();
         stats.partitions = self.state.borrow().partitions.len();
-        stats.requests_under_way =
-            config.mailbox_requests_max.saturating_sub(self.requests.available_permits());
-        stats.bytes_under_way =
-            config.mailbox_bytes_max.saturating_sub(self.bytes.available_permits());
+        stats.requests_under_way = config
+            .mailbox_requests_max
+            .saturating_sub(self.requests.available_permits());
+        stats.bytes_under_way = config
+            .mailbox_bytes_max
+            .saturating_sub(self.bytes.available_permits());
         stats.idle_buffer_bytes = self.pool.idle_bytes();
         stats
     }
@@ -381,6 +434,15 @@ impl<B: IoBackend> Shard<B> {
                 }
             }
         }));
+    }
+}
+
+struct CloseBounds(Arc<Semaphore>, Arc<Semaphore>);
+
+impl Drop for CloseBounds {
+    fn drop(&mut self) {
+        self.0.close();
+        self.1.close();
     }
 }
 
