@@ -298,7 +298,7 @@ async fn foreign_files_are_left_alone<H: Host>(ctx: Ctx<H>) {
     ctx.host.write_file(&inside, b"mine");
     ctx.host.write_file(&outside, b"mine");
     let (store, report) = ctx.try_open(|_| {}).await.unwrap();
-    assert_eq!(report.partitions[0].foreign, [inside.clone()]);
+    assert_eq!(report.partitions[0].foreign, std::slice::from_ref(&inside));
     fill(&store.partition(1).await.unwrap(), 200, 2).await;
     close(&store).await;
     let files = ctx.host.files(&ctx.dir);
