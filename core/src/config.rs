@@ -26,6 +26,15 @@ pub enum OnCorruption {
     Refuse,
     /// Open the damaged partitions read only; the rest opens as usual.
     Salvage,
+    /// Dangerous, for repair tools only: **throws acknowledged records away**. Where the newest
+    /// segment of this partition is damaged, the log is cut at the damage and opened for writing;
+    /// the offsets from there on are given again. Older segments that are too short are let pass:
+    /// truncate in front of what is missing. Damage of another kind, and that of other partitions,
+    /// is treated as by [`Salvage`](Self::Salvage). Copy the partition's files first.
+    CutTail {
+        /// The only partition that may be cut.
+        partition: u64,
+    },
 }
 
 /// Settings of a store. [`StoreConfig::default`] suits a broker on a server with an SSD.
@@ -64,7 +73,7 @@ pub struct StoreConfig {
     /// A partition without a new batch for this long gets a seal: one small durable write that
     /// lets recovery tell damage of the last batches from a torn tail.
     pub seal_after: Duration,
-    /// Keep at most this many bytes of sealed segments per partition. `None` keeps all.
+    /// Keep at most this many bytes of sealed segment files per partition. `None` keeps all.
     pub retention_bytes: Option<u64>,
     /// Remove sealed segments whose newest record is older than this. `None` keeps all.
     pub retention_age: Option<Duration>,

@@ -83,6 +83,9 @@ pub use config::{OnCorruption, Shards, StoreConfig};
 pub use error::{Corruption, CorruptionKind, Error, ErrorClass, IoError, Result};
 pub use metrics::ShardStats;
 pub use offset::Offsets;
-pub use partition::{Ack, Appended, Fetched, PartitionInfo, ReadLimits, Visibility};
+pub use partition::{
+    Ack, Appended, Fetched, InspectDetail, InspectRequest, InspectedBatch, InspectedSegment,
+    Inspection, PartitionInfo, ReadLimits, Visibility,
+};
 pub use recovery::{PartitionReport, RecoveryReport, TailCase};
 pub use store::{ConfiguredBuilder, OpenRequest, OpenStore, Store, StoreBuilder, StoreInfo};

@@ -11,6 +11,7 @@ use std::path::Path;
 use alluvium_core::io::BackendFactory;
 use alluvium_testkit::io_conformance;
 
+mod denied_io_uring;
 mod store;
 
 /// On the file system of the build directory: a real disk as a rule.

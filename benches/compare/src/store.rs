@@ -47,7 +47,7 @@ pub(crate) async fn run(
         "WB1" => bridge(&store, run, 1).await?,
         _ => return Err(format!("unknown workload {workload}").into()),
     };
-    if std::env::var_os("GROUPS").is_some() {
+    if std::env::var_os("COMPARE_STATS").is_some() {
         println!("{workload} {backend} {:?}", store.stats().await?);
     }
     store.close(Duration::from_secs(30)).await?;

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::format::{Batch, BatchKind};
 use crate::offset::Offsets;
 use crate::partition::{
-    Ack, AppendRequest, Appended, Change, Fetched, PartitionInfo, Permit, ReadLimits, Replies,
-    Reply, Request, Visibility,
+    Ack, AppendRequest, Appended, Change, Fetched, InspectRequest, Inspection, PartitionInfo,
+    Permit, ReadLimits, Replies, Reply, Request, Visibility,
 };
 use crate::recovery::PartitionReport;
 use crate::shard::{Adopted, Command, Reading};
@@ -323,6 +323,22 @@ impl Partition {
                 reply,
             })
             .await
+    }
+
+    /// Walks segments as they are on the disk, verifies every checksum in them, and goes on behind
+    /// damage. Only reads. For tools: it takes its time on the partition's shard.
+    ///
+    /// # Errors
+    /// Those of reading files; damage is part of the answer.
+    pub async fn inspect(&self, request: InspectRequest) -> Result<Inspection> {
+        let (id, incarnation) = (self.inner.id, self.inner.incarnation);
+        let ask = |reply| Command::Inspect {
+            id,
+            incarnation,
+            request,
+            reply,
+        };
+        self.inner.mailbox.ask(ask).await
     }
 
     /// A round trip to the partition's shard and back without any work: what the bridge costs.

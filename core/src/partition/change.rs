@@ -317,7 +317,20 @@ impl<B: IoBackend> Partition<B> {
         target: Option<Rc<Segment<B::File>>>,
     ) -> Result<()> {
         let (to, end, generation) = (next.base, next.end, next.generation);
-        self.install(spare, next).await?;
+        // The new header names the place up to which the target's bytes count.
+        let uncut = match &target {
+            Some(target) => {
+                let position = target.cut_position(&self.context.pool, end).await?;
+                Some(target.end_position.replace(position))
+            }
+            None => None,
+        };
+        if let Err(e) = self.install(spare, next).await {
+            if let Some((target, position)) = target.as_ref().zip(uncut) {
+                target.end_position.set(position);
+            }
+            return Err(e);
+        }
         // From here on the cut is final; the rest is memory and housekeeping.
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
@@ -350,7 +363,11 @@ impl<B: IoBackend> Partition<B> {
         target
             .load_index(self.shard.backend.as_ref(), pool, interval)
             .await?;
-        let batches = target.read(pool, to, u64::MAX, 1, 64 << 10).await?;
+        let batches = match target.read(pool, to, u64::MAX, 1, 64 << 10).await {
+            // What is damaged at the cut goes with it: that is how a repair cuts.
+            Err(Error::Corrupt(_)) => return Ok(()),
+            read => read?,
+        };
         match batches.first() {
             Some(batch) if batch.is_opaque() && batch.base_offset() < to => {
                 Err(Error::InsideOpaqueBatch {
@@ -520,5 +537,6 @@ pub(crate) async fn create_partition<B: IoBackend>(
             foreign: Vec::new(),
             corruption: None,
         },
+        damage: Vec::new(),
     })
 }

@@ -294,7 +294,9 @@ impl<B: IoBackend> Partition<B> {
             return Started::Blocked(again(reply));
         }
         let reserved = state.reserved_placed;
-        let batch = state.control_for_trim(to, reserved);
+        // At rest the control batch is a seal as well: one write instead of two.
+        let at_rest = idle && state.pipeline.durable() == state.placed;
+        let batch = state.control_for_trim(to, reserved, at_rest);
         let has_room = state
             .active
             .as_ref()
@@ -304,6 +306,7 @@ impl<B: IoBackend> Partition<B> {
                 return Started::Blocked(again(reply));
             }
             let write = self.place_control(state, batch);
+            state.tail_sealed = at_rest;
             state.wait_durable(WaiterKind::Trim(to, reply));
             return Started::Step(Step::Write(write));
         }
@@ -334,9 +337,8 @@ impl<B: IoBackend> Partition<B> {
         state.offsets.set_written(state.pipeline.written().offset);
         state.offsets.set_durable(state.pipeline.durable().offset);
         let acknowledged = self.settle_waiters(state);
-        state
-            .linger
-            .acknowledged(acknowledged, self.shard.backend.now());
+        let (waiting, now) = (state.queued_appends, self.shard.backend.now());
+        state.linger.acknowledged(acknowledged, waiting, now);
     }
 
     /// Whether to let the event loop go round before the next group is formed.

@@ -2,6 +2,7 @@
 //! idle seals.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::{Mode, Partition, ShardContext, State};
 use crate::error::Result;
@@ -201,15 +202,20 @@ impl<B: IoBackend> Partition<B> {
         if config.retention_age.is_none() && config.retention_bytes.is_none() {
             return Ok(());
         }
-        let oldest = self.state.borrow().sealed.first().cloned();
-        if let Some(segment) = oldest
-            && config.retention_age.is_some()
-        {
+        if let Some(age) = config.retention_age {
             let backend = self.shard.backend.as_ref();
-            let interval = config.index_interval_bytes;
-            segment
-                .load_index(backend, &self.context.pool, interval)
-                .await?;
+            let limit = oldest_kept(age, backend.wall_clock_ms());
+            let sealed = self.state.borrow().sealed.clone();
+            // One trim for all that are too old: look until the first that is not.
+            for segment in sealed {
+                let interval = config.index_interval_bytes;
+                segment
+                    .load_index(backend, &self.context.pool, interval)
+                    .await?;
+                if segment.with_index(|index| index.max_timestamp()) >= Some(limit) {
+                    break;
+                }
+            }
         }
         let due = {
             let state = self.state.borrow();
@@ -227,13 +233,11 @@ impl<B: IoBackend> Partition<B> {
         let now = self.shard.backend.wall_clock_ms();
         let facts = state.sealed.iter().map(|s| SealedFacts {
             end_offset: s.end_offset.get(),
-            used_bytes: s.end_position.get(),
+            file_bytes: s.header.capacity_bytes,
             max_timestamp: s.with_index(|index| index.max_timestamp()),
         });
-        let age_max_ms = config
-            .retention_age
-            .map(|a| i64::try_from(a.as_millis()).unwrap_or(i64::MAX));
-        retention(facts.collect(), config.retention_bytes, age_max_ms, now)
+        let oldest_kept_ms = config.retention_age.map(|age| oldest_kept(age, now));
+        retention(facts.collect(), config.retention_bytes, oldest_kept_ms)
             .filter(|target| *target > state.offsets.log_start())
     }
 }
@@ -282,32 +286,34 @@ impl<B: IoBackend> Drop for ZeroingGuard<B> {
 #[derive(Debug, Clone, Copy)]
 struct SealedFacts {
     end_offset: u64,
-    used_bytes: u64,
+    file_bytes: u64,
     /// `None` while the segment's index is not loaded.
     max_timestamp: Option<i64>,
+}
+
+/// Records older than this, in milliseconds, may go.
+fn oldest_kept(age: Duration, now_ms: i64) -> i64 {
+    now_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// The offset below which whole segments may go: pure.
 fn retention(
     sealed: Vec<SealedFacts>,
     bytes_max: Option<u64>,
-    age_max_ms: Option<i64>,
-    now_ms: i64,
+    oldest_kept_ms: Option<i64>,
 ) -> Option<u64> {
-    let mut total: u64 = sealed.iter().map(|s| s.used_bytes).sum();
+    let mut total: u64 = sealed.iter().map(|s| s.file_bytes).sum();
     let mut target = None;
     for segment in sealed {
         let too_much = bytes_max.is_some_and(|max| total > max);
-        let too_old = age_max_ms
+        // A segment without a record is as old as can be.
+        let too_old = oldest_kept_ms
             .zip(segment.max_timestamp)
-            .is_some_and(|(age, newest)| {
-                // A segment without a batch has no newest record: it is as old as can be.
-                newest < now_ms.saturating_sub(age)
-            });
+            .is_some_and(|(oldest, newest)| newest < oldest);
         if !too_much && !too_old {
             break;
         }
-        total -= segment.used_bytes;
+        total -= segment.file_bytes;
         target = Some(segment.end_offset);
     }
     target
@@ -332,9 +338,14 @@ impl<F: IoFile> State<F> {
     }
 
     /// The control batch that makes a trim durable.
-    pub(super) fn control_for_trim(&self, to: u64, reserved_end: u64) -> Batch {
+    pub(super) fn control_for_trim(&self, to: u64, reserved_end: u64, at_rest: bool) -> Batch {
+        let reason = if at_rest {
+            ControlReason::Seal
+        } else {
+            ControlReason::Trim
+        };
         Batch::control(&Control {
-            reason: ControlReason::Trim,
+            reason,
             segment_end: false,
             end_offset: self.offsets.log_end(),
             log_start: to,
@@ -347,10 +358,10 @@ impl<F: IoFile> State<F> {
 mod tests {
     use super::*;
 
-    fn facts(ends: &[u64], used_bytes: u64, newest: Option<i64>) -> Vec<SealedFacts> {
+    fn facts(ends: &[u64], file_bytes: u64, newest: Option<i64>) -> Vec<SealedFacts> {
         let one = |(i, end): (usize, &u64)| SealedFacts {
             end_offset: *end,
-            used_bytes,
+            file_bytes,
             max_timestamp: newest.map(|n| n + i64::try_from(i).unwrap() * 100),
         };
         ends.iter().enumerate().map(one).collect()
@@ -359,20 +370,20 @@ mod tests {
     #[test]
     fn by_size_the_oldest_go_until_the_rest_fits() {
         let sealed = || facts(&[10, 20, 30], 100, None);
-        assert_eq!(retention(sealed(), Some(300), None, 0), None);
-        assert_eq!(retention(sealed(), Some(299), None, 0), Some(10));
-        assert_eq!(retention(sealed(), Some(100), None, 0), Some(20));
-        assert_eq!(retention(sealed(), Some(0), None, 0), Some(30));
+        assert_eq!(retention(sealed(), Some(300), None), None);
+        assert_eq!(retention(sealed(), Some(299), None), Some(10));
+        assert_eq!(retention(sealed(), Some(100), None), Some(20));
+        assert_eq!(retention(sealed(), Some(0), None), Some(30));
     }
 
     #[test]
     fn by_age_a_segment_goes_when_its_newest_record_is_too_old() {
         let sealed = || facts(&[10, 20, 30], 100, Some(1000));
-        assert_eq!(retention(sealed(), None, Some(500), 1500), None);
-        assert_eq!(retention(sealed(), None, Some(500), 1501), Some(10));
-        assert_eq!(retention(sealed(), None, Some(500), 9999), Some(30));
+        assert_eq!(retention(sealed(), None, Some(1000)), None);
+        assert_eq!(retention(sealed(), None, Some(1001)), Some(10));
+        assert_eq!(retention(sealed(), None, Some(9499)), Some(30));
         assert_eq!(
-            retention(facts(&[10], 1, None), None, Some(1), 9999),
+            retention(facts(&[10], 1, None), None, Some(9998)),
             None,
             "not known yet"
         );

@@ -14,6 +14,7 @@ mod change;
 mod driver;
 mod group;
 mod housekeeping;
+mod inspect;
 mod notify;
 mod read;
 mod request;
@@ -25,6 +26,7 @@ use std::rc::Rc;
 use tokio::sync::{oneshot, watch};
 
 pub(crate) use change::create_partition;
+pub use inspect::{InspectDetail, InspectRequest, InspectedBatch, InspectedSegment, Inspection};
 pub(crate) use notify::LocalNotify;
 pub use read::{Fetched, ReadLimits, Visibility};
 pub use request::{Ack, Appended};
@@ -34,7 +36,7 @@ use cache::TailCache;
 use request::Waiter;
 
 use crate::commit::{Linger, Mark, Pipeline};
-use crate::error::{Error, IoError};
+use crate::error::{Corruption, Error, IoError};
 use crate::io::IoBackend;
 use crate::offset::Offsets;
 use crate::recovery::{PartitionReport, RecoveredLog, RecoveryContext};
@@ -150,6 +152,8 @@ struct State<F> {
     /// The last attempt to make a spare ahead of need failed; the roll tries again.
     spare_failed: bool,
     recovery: PartitionReport,
+    /// All damage that the last recovery noted.
+    damage: Vec<Corruption>,
 }
 
 impl<F: crate::io::IoFile> State<F> {
@@ -201,6 +205,7 @@ impl<F: crate::io::IoFile> State<F> {
             queued_appends: 0,
             spare_failed: false,
             recovery: log.report,
+            damage: log.damage,
         }
     }
 

@@ -52,6 +52,8 @@ pub(crate) struct RecoveredLog<F> {
     pub(crate) link: u32,
     pub(crate) read_only: bool,
     pub(crate) report: PartitionReport,
+    /// All damage that was noted.
+    pub(crate) damage: Vec<Corruption>,
 }
 
 const SCAN_CHUNK_BYTES: usize = 1 << 20;
@@ -68,9 +70,12 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     };
     let (partition, incarnation) = (context.partition, context.incarnation);
     let inventory = take_inventory(backend, &context.dir, partition, incarnation, access).await?;
+    let policy = context.config.on_corruption;
     let mut damage = Damage {
-        policy: context.config.on_corruption,
-        first: None,
+        policy,
+        partition,
+        noted: Vec::new(),
+        cut: None,
     };
     for found in &inventory.found {
         if let Err(kind) = &found.header {
@@ -88,16 +93,23 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         None => None,
     };
     let Some(((found, header), newest)) = tail else {
-        return Err(Error::corrupt(damage.first.unwrap_or_else(|| Corruption {
-            path: context.dir.clone(),
-            partition,
-            position: 0,
-            offset_start: 0,
-            offset_end: None,
-            found: CorruptionKind::MissingSegment { identity: 0 },
-        })));
+        return Err(Error::corrupt(
+            damage
+                .noted
+                .into_iter()
+                .next()
+                .unwrap_or_else(|| Corruption {
+                    path: context.dir.clone(),
+                    partition,
+                    position: 0,
+                    offset_start: 0,
+                    offset_end: None,
+                    found: CorruptionKind::MissingSegment { identity: 0 },
+                }),
+        ));
     };
     let (segment, scan, case) = scan_newest(context, found, header, &mut damage).await?;
+    let tail_cut = damage.cut.is_some();
 
     let (links, missing) = predecessors(&headers, newest, scan.log_start);
     if let Some(identity) = missing {
@@ -121,7 +133,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
                 len: found.len,
                 needed: link.end_position,
             };
-            damage.note(corruption_of(&found, partition, kind))?;
+            damage.note_shortened(corruption_of(&found, partition, kind))?;
         }
         let (end, position) = (link.end_offset, link.end_position);
         sealed.push(Rc::new(Segment::new(
@@ -144,10 +156,11 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         skipped_offsets: 0,
         segments: sealed.len() + 1,
         rewritten_bytes: 0,
-        cut: (case == TailCase::Torn).then(|| (segment.path.clone(), scan.end_position)),
+        cut: (case == TailCase::Torn || tail_cut)
+            .then(|| (segment.path.clone(), scan.end_position)),
         temporaries_removed: 0,
         foreign: inventory.foreign,
-        corruption: damage.first,
+        corruption: damage.noted.first().cloned(),
     };
     let generations = headers
         .iter()
@@ -169,6 +182,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         link: scan.link,
         read_only,
         report,
+        damage: damage.noted,
     };
     if read_only {
         let mut log = log;
@@ -184,10 +198,13 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     make_writable(backend, context, log, tail, unused, inventory.temporaries).await
 }
 
-/// The first damage found, and whether the log may be opened in spite of it.
+/// The damage found, and whether the log may be opened in spite of it.
 struct Damage {
     policy: OnCorruption,
-    first: Option<Corruption>,
+    partition: u64,
+    noted: Vec<Corruption>,
+    /// Damage of the tail that is cut away by order.
+    cut: Option<Corruption>,
 }
 
 impl Damage {
@@ -195,8 +212,36 @@ impl Damage {
         if self.policy == OnCorruption::Refuse {
             return Err(Error::corrupt(corruption));
         }
-        self.first.get_or_insert(corruption);
+        self.noted.push(corruption);
         Ok(())
+    }
+
+    /// Notes damage of the newest segment, unless it is to be cut away.
+    fn note_tail(&mut self, corruption: Corruption) -> Result<()> {
+        let ordered = self.policy
+            == OnCorruption::CutTail {
+                partition: self.partition,
+            };
+        // A cut repairs the tail alone; with other damage it would only lose more.
+        if !ordered || !self.noted.is_empty() {
+            return self.note(corruption);
+        }
+        self.cut.get_or_insert(corruption);
+        Ok(())
+    }
+
+    /// Notes a sealed segment that is too short, unless a truncation will follow that removes what
+    /// is missing.
+    fn note_shortened(&mut self, corruption: Corruption) -> Result<()> {
+        let ordered = self.policy
+            == OnCorruption::CutTail {
+                partition: self.partition,
+            };
+        if ordered {
+            Ok(())
+        } else {
+            self.note(corruption)
+        }
     }
 }
 
@@ -217,20 +262,20 @@ async fn scan_newest<F: IoFile>(
             len: found.len,
             needed: header.capacity_bytes,
         };
-        damage.note(corruption_of(&found, context.partition, kind))?;
+        damage.note_tail(corruption_of(&found, context.partition, kind))?;
     }
     let (base, start) = (header.base_offset, SEGMENT_HEADER_LEN as u64);
     let segment = Segment::new(found.file, found.path, header, base, start, None);
     let interval = context.config.index_interval_bytes;
     let mut scan = scan_segment(&segment, &context.pool, SCAN_CHUNK_BYTES, interval).await?;
-    let case = classify_scan(&scan);
+    let mut case = classify_scan(&scan);
     if case == TailCase::Corrupt {
         let after = scan
             .survivor
             .as_ref()
             .map(|s| s.offset)
             .filter(|o| *o > scan.end_offset);
-        damage.note(Corruption {
+        damage.note_tail(Corruption {
             path: segment.path.clone(),
             partition: context.partition,
             position: scan.end_position,
@@ -242,8 +287,14 @@ async fn scan_newest<F: IoFile>(
                 Stop::Full => CorruptionKind::Misplaced("a batch behind a full segment"),
             },
         })?;
+    }
+    if damage.cut.is_some() {
+        // Whatever the file holds behind the chain, nothing goes on in place.
+        case = TailCase::Corrupt;
+    } else if case == TailCase::Corrupt {
         extend_past_damage(&segment, &mut scan, &context.pool).await?;
-    } else {
+    }
+    if damage.cut.is_some() || case != TailCase::Corrupt {
         segment.set_index(std::mem::replace(
             &mut scan.index,
             SparseIndex::new(interval),
@@ -298,6 +349,19 @@ async fn make_writable<B: IoBackend>(
         .sync_dir(&context.dir)
         .await
         .map_err(|e| Error::io("sync the directory", &context.dir, e))?;
+    if case == TailCase::Corrupt {
+        // A shortened file gets its length back: it may be put to use again one day.
+        let capacity = segment.header.capacity_bytes;
+        let len = segment
+            .file
+            .len()
+            .await
+            .map_err(|e| Error::io("stat", &segment.path, e))?;
+        if len < capacity {
+            let lengthened = segment.file.set_len(capacity).await;
+            lengthened.map_err(|e| Error::io("lengthen", &segment.path, e))?;
+        }
+    }
     rewrite(&segment, &context.pool, 0, SEGMENT_HEADER_LEN as u64).await?;
     log.report.rewritten_bytes = rewrite(
         &segment,

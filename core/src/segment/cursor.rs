@@ -92,13 +92,23 @@ impl<'a, F: IoFile> Cursor<'a, F> {
     }
 
     /// Finds the next batch of this segment after damage at `position`: its place and its base
-    /// offset. Groups start at aligned places, so only those are looked at.
+    /// offset. When the header there is whole, the batch behind it in the group is tried first;
+    /// otherwise, as groups start at aligned places, only those are looked at.
     pub(crate) async fn resynchronise(
         &mut self,
         position: u64,
         end: u64,
     ) -> Result<Option<(u64, u64)>> {
         let alignment = u64::from(self.segment.header.alignment);
+        let io_error = |e| Error::io("read", &self.segment.path, e);
+        if let Some(header) = self.header_at(position).await.map_err(io_error)? {
+            let next = self.position_after(&header, position);
+            if next < end
+                && let Ok(batch) = self.batch_at(next).await
+            {
+                return Ok(Some((next, batch.base_offset())));
+            }
+        }
         let mut at = (position + 1).next_multiple_of(alignment);
         while at < end {
             let header = self.header_at(at).await;

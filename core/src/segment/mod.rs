@@ -199,6 +199,33 @@ impl<F: IoFile> Segment<F> {
         Ok(batches)
     }
 
+    /// Byte position after the last batch that holds an offset below `end`. Damage that hides such
+    /// offsets counts as part of them.
+    pub(crate) async fn cut_position(&self, pool: &BufPool, end: u64) -> Result<u64> {
+        let end_position = self.end_position.get();
+        let floor = self.with_index(|index| index.floor(end.saturating_sub(1)));
+        let mut position = floor.unwrap_or(SEGMENT_HEADER_LEN as u64);
+        let mut cursor = Cursor::new(self, pool, 256 << 10);
+        let mut reached = None;
+        while position < end_position && reached < Some(end) {
+            position = match cursor.batch_at(position).await {
+                Ok(batch) if batch.base_offset() >= end => break,
+                Ok(batch) => {
+                    reached = Some(batch.end_offset());
+                    cursor.position_after(batch.header(), position)
+                }
+                Err(ReadError::Io(e)) => return Err(Error::io("read", &self.path, e)),
+                Err(ReadError::Format(_)) => {
+                    match cursor.resynchronise(position, end_position).await? {
+                        Some((next, _)) => next,
+                        None => end_position,
+                    }
+                }
+            };
+        }
+        Ok(position)
+    }
+
     pub(crate) fn corruption(
         &self,
         position: u64,

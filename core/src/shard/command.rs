@@ -8,7 +8,10 @@ use super::layout::FoundPartition;
 use crate::io::Capabilities;
 use crate::metrics::ShardStats;
 use crate::offset::Offsets;
-use crate::partition::{Fetched, PartitionInfo, Permit, ReadLimits, Reply, Request, Visibility};
+use crate::partition::{
+    Fetched, InspectRequest, Inspection, PartitionInfo, Permit, ReadLimits, Reply, Request,
+    Visibility,
+};
 use crate::recovery::PartitionReport;
 
 /// A partition that is ready, as its handles know it.
@@ -67,6 +70,12 @@ pub(crate) enum Command {
         id: u64,
         incarnation: u32,
         reply: Reply<PartitionInfo>,
+    },
+    Inspect {
+        id: u64,
+        incarnation: u32,
+        request: InspectRequest,
+        reply: Reply<Inspection>,
     },
     Submit {
         id: u64,

@@ -163,6 +163,15 @@ impl<B: IoBackend> Shard<B> {
                 Ok(p) => self.spawn(reply, p.offset_for_timestamp(timestamp_ms)),
                 Err(e) => answer(reply, Err(e)),
             },
+            Command::Inspect {
+                id,
+                incarnation,
+                request,
+                reply,
+            } => match self.find(id, incarnation) {
+                Ok(p) => self.spawn(reply, p.inspect(request)),
+                Err(e) => answer(reply, Err(e)),
+            },
             Command::Ping(reply) => answer(reply, ()),
             Command::Boot(reply) => {
                 let this = Rc::clone(self);

@@ -1,0 +1,70 @@
+//! Which store, on which backend, opened how.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use alluvium::{BackendKind, RecoveryReport, Shards, Store, StoreBuilder};
+
+use crate::failure::Failure;
+
+/// How long a store may take to close.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the global arguments say.
+#[derive(Debug)]
+pub(crate) struct Target {
+    dir: Option<PathBuf>,
+    backend: BackendKind,
+}
+
+/// A store's directory, and what to open it on.
+#[derive(Debug)]
+pub(crate) struct NamedStore {
+    pub(crate) dir: PathBuf,
+    backend: BackendKind,
+}
+
+impl Target {
+    pub(crate) fn new(dir: Option<PathBuf>, backend: BackendKind) -> Self {
+        Self { dir, backend }
+    }
+
+    pub(crate) fn dir(&self) -> Option<&Path> {
+        self.dir.as_deref()
+    }
+
+    /// The store, which most commands need.
+    pub(crate) fn named(&self) -> Result<NamedStore, Failure> {
+        match &self.dir {
+            Some(dir) => Ok(NamedStore {
+                dir: dir.clone(),
+                backend: self.backend,
+            }),
+            None => Err(Failure::Other(
+                "no store named: give its directory with --dir or ALLUVIUM_DIR".to_owned(),
+            )),
+        }
+    }
+}
+
+impl NamedStore {
+    /// Opens for reading; nothing on the disk is changed, damage does not refuse it.
+    pub(crate) async fn open_read_only(&self) -> Result<(Store, RecoveryReport), Failure> {
+        self.open(StoreBuilder::read_only).await
+    }
+
+    /// Opens as `settings` say.
+    pub(crate) async fn open(
+        &self,
+        settings: impl FnOnce(StoreBuilder) -> StoreBuilder,
+    ) -> Result<(Store, RecoveryReport), Failure> {
+        // A tool does one thing at a time: one shard will do.
+        let builder = Store::builder(&self.dir).configure(|c| c.shards = Shards::Count(1));
+        Ok(settings(builder).backend(self.backend).open().await?)
+    }
+}
+
+/// Seals and closes.
+pub(crate) async fn close(store: &Store) -> Result<(), Failure> {
+    Ok(store.close(CLOSE_PATIENCE).await?)
+}
