@@ -169,7 +169,12 @@ impl<B: IoBackend> Partition<B> {
         }
         // Nothing in [from, end) although it is within the log: skipped offsets at its very end.
         let state = self.state.borrow();
-        let stored_end = state.segments().next_back().map_or(0, |s| s.base_offset());
+        let mut with_records = state
+            .segments()
+            .rev()
+            .filter(|s| s.end_offset.get() > s.base_offset());
+        let stored_end = with_records.next().map_or(0, |s| s.end_offset.get());
+        drop(with_records);
         if from >= stored_end || state.offsets.log_start() > from {
             drop(state);
             return Ok(Fetched {
