@@ -5,6 +5,8 @@ use std::time::Duration;
 use alluvium::{Ack, ReadLimits, Visibility};
 use alluvium_testkit::logs::{batch, close, fill, verify};
 
+use futures_util::StreamExt;
+
 use crate::machine::{machine, machine_with, open, polled, store_and_partition};
 
 #[test]
@@ -125,7 +127,61 @@ fn offsets_that_were_shown_are_not_given_again() {
                 }
                 sim.power_loss();
             });
+            // The gap is passed over by whoever reads on where the records end.
+            sim.block_on(async {
+                let (store, p) = store_and_partition(&sim).await;
+                let end = p.offsets().log_end();
+                let mut at = 0;
+                while at < end {
+                    let read = p.read(at, ReadLimits::default(), Visibility::Durable).await;
+                    let read = read.unwrap();
+                    assert!(read.next_offset > at, "seed {seed}: stuck at {at}");
+                    let mut inside = at;
+                    for record in read.records() {
+                        inside = record.unwrap().offset;
+                        assert!(inside >= at);
+                    }
+                    if inside + 1 < end {
+                        let from = p.read(inside + 1, ReadLimits::default(), Visibility::Durable);
+                        from.await.unwrap();
+                    }
+                    at = read.next_offset;
+                }
+                let mut stream = p.subscribe(0);
+                p.append(batch(end, 1)).await.unwrap();
+                while stream.next_offset() <= end {
+                    stream.next().await.unwrap().unwrap();
+                }
+                shown = end + 1;
+                close(&store).await;
+            });
+            sim.block_on(async {
+                let store = open(&sim).await;
+                let end = store.partition(1).await.unwrap().offsets().log_end();
+                assert_eq!(end, shown, "a clean close skips nothing");
+                sim.power_loss();
+            });
         }
+    }
+}
+
+/// Neither does one after a trim, whose control batch seals the log at rest.
+#[test]
+fn a_clean_close_skips_no_offsets() {
+    for level in [Ack::Accepted, Ack::Written] {
+        let sim = machine(1);
+        sim.block_on(async {
+            let (store, p) = store_and_partition(&sim).await;
+            p.append_with(batch(0, 5), level).await.unwrap();
+            p.sync().await.unwrap();
+            p.trim_before(2).await.unwrap();
+            close(&store).await;
+            drop((store, p));
+            let store = open(&sim).await;
+            let p = store.partition(1).await.unwrap();
+            assert_eq!((p.offsets().log_start(), p.offsets().log_end()), (2, 5));
+            close(&store).await;
+        });
     }
 }
 

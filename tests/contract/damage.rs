@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use alluvium::backends::sim::Sim;
+use alluvium::format::{SegmentHeader, SegmentKind};
 use alluvium::{CorruptionKind, Error, ErrorClass, OnCorruption, ReadLimits, Store, Visibility};
 use alluvium_testkit::logs::{batch, close, fill, value};
 
@@ -197,6 +198,16 @@ fn one_bit_anywhere() {
 fn shortened_missing_and_swapped_files() {
     let files = closed_store();
     let is_segment = |path: &&PathBuf| path.extension().is_some_and(|e| e == "seg");
+    let newest: Vec<_> = (0..PARTITIONS)
+        .map(|id| {
+            let of_partition = files.iter().filter_map(|(path, content)| {
+                let header = SegmentHeader::decode(content).ok()?;
+                (header.partition == id && header.kind == SegmentKind::Log)
+                    .then_some((header.sequence, path))
+            });
+            of_partition.max().unwrap().1
+        })
+        .collect();
     for (path, content) in &files {
         if path.ends_with("LOCK") {
             continue;
@@ -216,6 +227,11 @@ fn shortened_missing_and_swapped_files() {
             &format!("{} is all zeros", path.display()),
         );
         if path.ends_with("STORE") {
+            continue;
+        }
+        // The newest segment is the only one that knows of itself: without it, the log is what it
+        // was before.
+        if newest.contains(&path) {
             continue;
         }
         let mut damaged = files.clone();

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use alluvium::backends::sim::Latency;
 use alluvium::format::{Batch, Control, ControlReason};
 use alluvium::{Ack, Error, ReadLimits, Store, Visibility};
 use alluvium_testkit::logs::{batch, close, fill, small};
 
 use crate::machine::{
-    DIR, EIO, check_answers, machine, machine_with, open, polled, store_and_partition, try_open,
+    DIR, EIO, check_answers, machine, machine_with, open, store_and_partition, try_open,
 };
 
 /// Names of all errors; a new one needs a line here and a way to reach it below.
@@ -154,11 +155,11 @@ fn of_openings(seen: &mut Seen) {
             let builder = builder.configure(|c| c.fence_timeout = Duration::from_secs(4000));
             let (store, _) = builder.backend(factory).open().await.unwrap();
             let p = store.partition_or_create(1).await.unwrap();
-            sim.set_stalled(true);
             let _ack = p.try_append(batch(0, 5), Ack::Durable.into()).unwrap();
-            sim.sleep(Duration::from_millis(1)).await;
+            while sim.in_flight() == 0 {
+                sim.yield_now().await;
+            }
             sim.kill(process);
-            sim.set_stalled(false);
         });
         let opened = try_open(&sim, |c| c.fence_timeout = Duration::from_millis(1));
         if let Err(e) = sim.block_on(opened) {
@@ -176,29 +177,24 @@ fn of_ends(seen: &mut Seen) {
         fill(&p, 3, 1).await;
         sim.set_stalled(true);
         let _ack = p.try_append(batch(3, 1), Ack::Durable.into()).unwrap();
-        // What comes behind the close in the mailbox is not served.
-        let closing = store.close(Duration::from_millis(5));
-        let behind = async { p.ping().await };
-        let (closed, behind) = futures_util::join!(closing, behind);
+        let closed = store.close(Duration::from_millis(5)).await;
         seen.note(&closed.unwrap_err());
-        seen.note(&behind.unwrap_err());
         sim.set_stalled(false);
         close(&store).await;
+        drop((store, p));
+        // A read that takes longer than the closing.
+        let opened = try_open(&sim, |c| c.tail_cache_bytes_max = 0);
+        let (store, _) = opened.await.unwrap();
+        let p = store.partition(1).await.unwrap();
+        sim.configure(|c| c.read = Latency::micros(10_000_000, 20_000_000));
+        let read = p.read(0, ReadLimits::default(), Visibility::Durable);
+        let closing = async {
+            sim.sleep(Duration::from_millis(1)).await;
+            close(&store).await;
+        };
+        let (read, ()) = futures_util::join!(read, closing);
+        seen.note(&read.unwrap_err());
     });
-    if !seen.0.contains("ClosedInFlight") {
-        // A waiter that is under way when the store is closed.
-        sim.block_on(async {
-            let (store, p) = store_and_partition(&sim).await;
-            fill(&p, 3, 1).await;
-            let mut read = Box::pin(p.describe());
-            let mut closing = Box::pin(store.close(Duration::from_secs(5)));
-            assert!(polled(closing.as_mut(), 1).await.is_none());
-            if let Some(Err(e)) = polled(read.as_mut(), 50).await {
-                seen.note(&e);
-            }
-            closing.await.unwrap();
-        });
-    }
     let sim = machine(5);
     let process = sim.new_process();
     let id = process.process();

@@ -274,10 +274,8 @@ fn a_failed_sync_is_never_tried_again() {
         sim.block_on(async {
             let (store, p) = store_and_partition(&sim).await;
             fill(&p, 10, 1).await;
-            // A reservation first, so that the next weak append is a plain write.
+            // The first carries a reservation, so that the second is a plain write.
             p.append_with(batch(10, 1), Ack::Written).await.unwrap();
-            p.sync().await.unwrap();
-            sim.sleep(Duration::from_millis(200)).await;
             p.append_with(batch(11, 1), Ack::Written).await.unwrap();
             sim.fail_op(sim.op_count() + 1, EIO);
             let syncs = sim.counters().syncs;
@@ -421,18 +419,30 @@ fn a_reopening_may_fail_and_be_repeated() {
             sim.sleep(Duration::from_millis(200)).await;
             poison(&sim, &p).await;
             sim.fail_op(sim.op_count() + n, EIO);
-            sim.fail_read(sim.counters().reads + n, EIO);
+            let reads = sim.counters().reads;
+            sim.fail_read(reads + n, EIO);
             let mut attempts = 0;
             while let Err(e) = p.reopen().await {
                 check_answers(&e);
+                assert!(
+                    matches!(e, Error::Io { .. } | Error::PartitionFailed { .. }),
+                    "{e:?}"
+                );
                 attempts += 1;
                 assert!(attempts < 4, "{e}");
             }
             let end = p.offsets().log_end();
             assert!(end >= 150);
+            while sim.counters().reads < reads + n {
+                let read = p.read(0, ReadLimits::default(), Visibility::Durable);
+                assert!(matches!(read.await, Ok(_) | Err(Error::Io { .. })));
+            }
             verify(&p, 0, end).await;
-            fill(&p, 5, 1).await;
-            verify(&p, 0, end + 5).await;
+            // The planted failure may still be to come.
+            while p.append(batch(p.offsets().log_end(), 1)).await.is_err() {
+                p.reopen().await.unwrap();
+            }
+            verify(&p, 0, p.offsets().log_end()).await;
             close(&store).await;
         });
     }

@@ -112,11 +112,14 @@ fn symbolic_links_inside_are_not_followed() {
         symlink(&aside, &file).unwrap();
         let e = open_real(&path, true).unwrap_err();
         check_answers(&e);
-        assert!(
-            matches!(&e, Error::Io { source, .. } if source.code == Some(40)),
-            "{e:?}"
-        );
-        assert_eq!(path_of(&e), Some(&*file));
+        match &e {
+            Error::Io { source, .. } => {
+                assert_eq!((source.code, path_of(&e)), (Some(40), Some(&*file)));
+            }
+            // A link is no segment: the one that should be there is missing.
+            Error::Corrupt(c) => assert_eq!(Some(&*c.path), file.parent()),
+            _ => panic!("{e:?}"),
+        }
         fs::remove_file(&file).unwrap();
         fs::rename(&aside, &file).unwrap();
     }
@@ -202,7 +205,7 @@ fn an_opening_may_fail_at_every_operation() {
                 let ops = sim.op_count();
                 let opened = sim.block_on(try_open(&sim, |_| {}));
                 let count = sim.op_count() - ops;
-                if let Err(e) = opened {
+                if let Some(e) = opened.err() {
                     check_answers(&e);
                     assert!(
                         path_of(&e).is_some_and(|p| p.starts_with(DIR) || p == Path::new("/data")),
@@ -216,6 +219,9 @@ fn an_opening_may_fail_at_every_operation() {
                     assert!(fits, "{e:?}");
                     failed += 1;
                 }
+                if count < n {
+                    break;
+                }
                 sim.block_on(async {
                     let (store, p) = store_and_partition(&sim).await;
                     if old {
@@ -224,9 +230,6 @@ fn an_opening_may_fail_at_every_operation() {
                     fill(&p, 5, 1).await;
                     close(&store).await;
                 });
-                if count < n {
-                    break;
-                }
             }
             assert!(
                 failed > 3,
