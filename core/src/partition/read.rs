@@ -144,7 +144,14 @@ impl<B: IoBackend> Partition<B> {
                 .load_index(self.shard.backend.as_ref(), pool, interval)
                 .await?;
             let chunk = context.config.read_chunk_bytes;
-            // Offsets that were skipped lie between segments.
+            // Offsets that were skipped lie between segments. What follows them may be only in
+            // the cache yet.
+            if from < segment.base_offset()
+                && let Some(fetched) =
+                    self.read_cached(segment.base_offset().min(end), limits, visibility)?
+            {
+                return Ok(fetched);
+            }
             let from = from.max(segment.base_offset());
             let batches = segment
                 .read(pool, from, end, limits.bytes_max, chunk)
@@ -167,15 +174,24 @@ impl<B: IoBackend> Partition<B> {
         if let Some(failure) = mode_failure {
             return Err(failure);
         }
-        // Nothing in [from, end) although it is within the log: skipped offsets at its very end.
         let state = self.state.borrow();
+        let start = state.offsets.log_start();
+        if start > from {
+            // Trimmed meanwhile.
+            return Err(Error::OutOfRange {
+                requested: from,
+                start,
+                end,
+            });
+        }
+        // Nothing in [from, end) although it is within the log: skipped offsets at its very end.
         let mut with_records = state
             .segments()
             .rev()
-            .filter(|s| s.end_offset.get() > s.base_offset());
+            .filter(|s| s.base_offset() < end && s.end_offset.get() > s.base_offset());
         let stored_end = with_records.next().map_or(0, |s| s.end_offset.get());
         drop(with_records);
-        if from >= stored_end || state.offsets.log_start() > from {
+        if from >= stored_end {
             drop(state);
             return Ok(Fetched {
                 batches: Vec::new(),
