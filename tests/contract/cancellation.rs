@@ -16,7 +16,7 @@ const POLLS_MAX: usize = 200;
 /// after each the log is checked. Returns how many were dropped.
 fn dropped_after_each_poll<T>(
     seed: u64,
-    request: impl AsyncFn(&Sim, &Store, &Partition, usize) -> Option<T>,
+    request: impl AsyncFn(&Sim, &Store, &Partition, usize) -> Option<T> + Copy,
 ) -> usize {
     let sim = machine(seed);
     let mut dropped = 0;

@@ -233,7 +233,6 @@ fn of_the_disk(seen: &mut Seen) {
 }
 
 /// io_uring is forbidden to this thread, so that the backend which needs it does not work.
-#[cfg(feature = "compio")]
 fn unavailable(seen: &mut Seen) {
     use alluvium::BackendKind;
     use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
@@ -260,12 +259,4 @@ fn unavailable(seen: &mut Seen) {
     let e = denied.join().unwrap();
     assert!(e.to_string().contains("seccomp"), "{e}");
     seen.note(&e);
-}
-
-#[cfg(not(feature = "compio"))]
-fn unavailable(seen: &mut Seen) {
-    use alluvium::BackendKind;
-    let sim = machine(9);
-    let builder = Store::builder("/nowhere").backend(BackendKind::Compio);
-    seen.note(&sim.block_on(builder.open()).unwrap_err());
 }

@@ -37,6 +37,8 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
+type Expected<'a> = &'a dyn Fn(&Error) -> bool;
+
 #[test]
 fn paths_that_are_no_store() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -55,7 +57,6 @@ fn paths_that_are_no_store() {
     let not_a_store = |e: &Error| matches!(e, Error::NotAStore { .. });
     let errno = |code: i32| move |e: &Error| matches!(e, Error::Io { source, .. } if source.code == Some(code));
     let (enotdir, enoent, eloop) = (errno(20), errno(2), errno(40));
-    type Expected<'a> = &'a dyn Fn(&Error) -> bool;
     let cases: [(&str, bool, Expected<'_>); 12] = [
         ("missing", false, &not_a_store),
         ("missing/deeper", true, &enoent),

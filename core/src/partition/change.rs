@@ -327,6 +327,7 @@ impl<B: IoBackend> Partition<B> {
             }
             None => None,
         };
+        self.state.borrow_mut().truncating = Some(to);
         if let Err(e) = self.install(spare, next).await {
             if let Some((target, position)) = target.as_ref().zip(uncut) {
                 target.end_position.set(position);
@@ -349,6 +350,7 @@ impl<B: IoBackend> Partition<B> {
         if let Some(target) = target {
             target.end_offset.set(end);
         }
+        state.truncating = None;
         state.generation = generation;
         state.cache.truncate(to);
         state.offsets.truncate(to);
@@ -384,7 +386,7 @@ impl<B: IoBackend> Partition<B> {
 
     /// Recovers a failed partition in place.
     async fn reopen(self: &Rc<Self>) -> Result<PartitionReport> {
-        let before = {
+        let durable = {
             let mut state = self.state.borrow_mut();
             if !matches!(state.mode, Mode::Failed(_)) {
                 return Ok(state.recovery.clone());
@@ -394,7 +396,9 @@ impl<B: IoBackend> Partition<B> {
             state.active = None;
             state.spares.clear();
             state.retired.clear();
-            state.offsets
+            let durable = state.offsets.durable();
+            // A truncation that failed half-way may have happened.
+            state.truncating.map_or(durable, |to| durable.min(to))
         };
         while self.state.borrow().preparing {
             self.spare_ready.notified().await;
@@ -402,13 +406,13 @@ impl<B: IoBackend> Partition<B> {
         self.state.borrow_mut().spares.clear();
         self.shard.removals_done().await;
         let log = recover_partition(self.shard.backend.as_ref(), &self.context).await?;
-        if log.offsets.durable() < before.durable() {
+        if log.offsets.durable() < durable {
             return Err(Error::corrupt(Corruption {
                 path: self.context.dir.clone(),
                 partition: self.id(),
                 position: 0,
                 offset_start: log.offsets.durable(),
-                offset_end: Some(before.durable()),
+                offset_end: Some(durable),
                 found: CorruptionKind::Misplaced("the log ends below its durable offset"),
             }));
         }

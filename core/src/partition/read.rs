@@ -125,7 +125,7 @@ impl<B: IoBackend> Partition<B> {
                 .partition_point(|s| s.base_offset() <= from)
                 .saturating_sub(1);
             let failure = match &state.mode {
-                Mode::Failed(cause) => Some(self.failed(cause)),
+                Mode::Failed(cause) if segments.is_empty() => Some(self.failed(cause)),
                 _ => None,
             };
             (state.offsets, failure, segments.into_iter().skip(first))
@@ -136,14 +136,27 @@ impl<B: IoBackend> Partition<B> {
         };
         let context = &self.context;
         let (pool, interval) = (&context.pool, context.config.index_interval_bytes);
+        let fetched = |batches, next_offset| Fetched {
+            batches,
+            next_offset,
+            log_start: offsets.log_start(),
+            durable: offsets.durable(),
+            log_end: offsets.log_end(),
+        };
         for segment in candidates {
-            if segment.end_offset.get() <= from {
+            // Offsets that were skipped lie between segments.
+            let start = from.max(segment.base_offset());
+            if segment.end_offset.get() <= start {
                 continue;
+            }
+            if start >= end {
+                break;
             }
             segment
                 .load_index(self.shard.backend.as_ref(), pool, interval)
                 .await?;
             let chunk = context.config.read_chunk_bytes;
+<<<<<<< HEAD
             // Offsets that were skipped lie between segments. What follows them may be only in
             // the cache yet.
             if from < segment.base_offset()
@@ -153,24 +166,20 @@ impl<B: IoBackend> Partition<B> {
                 return Ok(fetched);
             }
             let from = from.max(segment.base_offset());
+=======
+>>>>>>> main
             let batches = segment
-                .read(pool, from, end, limits.bytes_max, chunk)
+                .read(pool, start, end, limits.bytes_max, chunk)
                 .await?;
-            if !batches.is_empty() {
-                self.shard.stats.read_from_disk();
-                let (batches, next) = limit_records(batches, limits.records_max);
-                return Ok(Fetched {
-                    batches,
-                    next_offset: next.unwrap_or(end),
-                    log_start: offsets.log_start(),
-                    durable: offsets.durable(),
-                    log_end: offsets.log_end(),
-                });
+            if batches.is_empty() {
+                let found = CorruptionKind::Misplaced("no batch holds the offset");
+                return Err(segment.corruption(0, start, Some(end), found));
             }
-            if segment.end_offset.get() >= end {
-                break;
-            }
+            self.shard.stats.read_from_disk();
+            let (batches, next) = limit_records(batches, limits.records_max);
+            return Ok(fetched(batches, next.unwrap_or(end)));
         }
+<<<<<<< HEAD
         if let Some(failure) = mode_failure {
             return Err(failure);
         }
@@ -205,6 +214,13 @@ impl<B: IoBackend> Partition<B> {
         match state.segments().next_back() {
             Some(last) => Err(last.corruption(0, from, Some(end), found)),
             None => Err(Error::Closed),
+=======
+        // A failed partition whose reopening failed too has let go of its segments; otherwise
+        // there are only skipped offsets from here to the end.
+        match mode_failure {
+            Some(failure) => Err(failure),
+            None => Ok(fetched(Vec::new(), end)),
+>>>>>>> main
         }
     }
 
