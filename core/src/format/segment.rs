@@ -225,6 +225,10 @@ fn copies(block: &[u8]) -> Result<[&[u8]; 2], FormatError> {
 /// Checks everything that the STORE file and segment headers have in common, and returns exactly
 /// `len` bytes.
 pub(super) fn open_sector(bytes: &[u8], len: usize, magic: [u8; 8]) -> Result<&[u8], FormatError> {
+    // Magic before length: a short file of somebody else is not a damaged one of ours.
+    if bytes.get(..8).is_some_and(|start| start != magic) {
+        return Err(FormatError::BadMagic);
+    }
     let Some(block) = bytes.get(..len) else {
         return Err(FormatError::Truncated {
             need: len,

@@ -219,8 +219,10 @@ impl<B: IoBackend> Partition<B> {
             let mut borrowed = self.state.borrow_mut();
             let state = &mut *borrowed;
             let end = state.offsets.log_end();
-            // A segment's end must be known; a tail that is sealed already needs no second seal.
-            if !state.is_open() || (state.tail_sealed && !segment_end) {
+            // A segment's end must be known; a tail that is sealed already needs no second seal,
+            // unless offsets are reserved that nobody was shown.
+            let is_sealed = state.tail_sealed && state.reserved_placed <= end;
+            if !state.is_open() || (is_sealed && !segment_end) {
                 return Ok(());
             }
             let reserved_end = if segment_end {

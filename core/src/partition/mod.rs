@@ -288,9 +288,9 @@ impl<B: IoBackend> Partition<B> {
     pub(crate) fn batch_bytes_max(&self) -> usize {
         let state = self.state.borrow();
         let alignment = state
-            .active
-            .as_ref()
-            .map_or(4096, |a| a.segment.header.alignment);
+            .segments()
+            .next_back()
+            .map_or(4096, |s| s.header.alignment);
         self.context.config.batch_bytes_max(alignment)
     }
 
