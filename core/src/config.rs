@@ -235,7 +235,9 @@ impl StoreConfig {
     /// Bytes at the end of each segment that only control batches may use, so that seals and trims
     /// never need another segment on a full disk.
     pub(crate) fn control_headroom_bytes(&self, alignment: u32) -> u64 {
-        (self.segment_bytes / 16).clamp(8 * u64::from(alignment), 64 << 10)
+        let wanted = (self.segment_bytes / 16).clamp(8 * u64::from(alignment), 64 << 10);
+        // The smallest segments hold records at every alignment, too.
+        wanted.min(self.segment_bytes / 4)
     }
 
     /// Bytes of a segment that batches of records may use at the given alignment.
@@ -276,6 +278,23 @@ fn invalid(setting: &'static str, value: &dyn std::fmt::Display, allowed: String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_smallest_segment_takes_a_batch_at_every_alignment() {
+        let mut config = StoreConfig {
+            segment_bytes: SEGMENT_BYTES_MIN,
+            group_bytes_max: 4096,
+            group_bytes_min: 4096,
+            ..StoreConfig::default()
+        };
+        for segment_bytes in [SEGMENT_BYTES_MIN, 2 * SEGMENT_BYTES_MIN, 64 << 20] {
+            config.segment_bytes = segment_bytes;
+            for alignment in [512, 1024, 2048, 4096] {
+                let limit = config.batch_bytes_max(alignment);
+                assert!(limit > 3 << 10, "{limit} at {alignment} of {segment_bytes}");
+            }
+        }
+    }
 
     #[test]
     fn the_default_is_valid_and_absurd_values_are_named() {

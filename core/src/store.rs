@@ -31,7 +31,7 @@ struct Inner {
     path: PathBuf,
     shards: Vec<Mailbox>,
     info: StoreInfo,
-    /// Resolve when the shards have ended; taken by the first `close`.
+    /// Resolve when the shards have ended; waited for by `close`.
     ended: Mutex<Vec<oneshot::Receiver<()>>>,
 }
 
@@ -289,7 +289,7 @@ impl Store {
             .iter()
             .map(|shard| {
                 let (reply, answer) = oneshot::channel();
-                let sent = shard.send(Command::Close { deadline, reply });
+                let sent = shard.send_close(deadline, reply);
                 shard.close_bounds();
                 (sent, answer)
             })
@@ -303,10 +303,14 @@ impl Store {
             };
             result = result.and(closed);
         }
-        if result.is_ok() {
-            for ended in std::mem::take(&mut *self.inner.ended.lock().await) {
+        if !matches!(result, Err(Error::CloseTimeout { .. })) {
+            let mut ended = self.inner.ended.lock().await;
+            // One leaves the list when it has resolved: a close that is dropped here leaves the
+            // rest to the next.
+            while let Some(shard) = ended.last_mut() {
                 // Resolves by being dropped, when the shard has let go of its files.
-                ended.await.unwrap_or(());
+                shard.await.unwrap_or(());
+                ended.pop();
             }
         }
         result

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, TryAcquireError, mpsc, oneshot};
 
@@ -91,8 +92,17 @@ impl Mailbox {
         })
     }
 
-    /// Puts a command into the mailbox; never waits.
+    /// Puts a command into the mailbox; never waits. A store that is closing takes none.
     pub(crate) fn send(&self, command: Command) -> Result<()> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        self.sender.send(command).map_err(|_| self.gone())
+    }
+
+    /// Asks the shard to close, once more if need be.
+    pub(crate) fn send_close(&self, deadline: Duration, reply: Reply<()>) -> Result<()> {
+        let command = Command::Close { deadline, reply };
         self.sender.send(command).map_err(|_| self.gone())
     }
 

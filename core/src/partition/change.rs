@@ -26,6 +26,8 @@ struct Continuation<F> {
     link: u32,
     /// End offset of the predecessor.
     end: u64,
+    /// Byte position in the predecessor up to which it counts.
+    end_position: u64,
     /// First offset of the new segment; beyond `end` when offsets are skipped.
     base: u64,
     log_start: u64,
@@ -49,7 +51,12 @@ impl<B: IoBackend> Partition<B> {
             }
             Change::Reopen(reply) => answer(reply, self.reopen().await),
             Change::Close(reply) => {
-                let result = self.seal_at_rest(false).await;
+                // A partition that has failed closes, but not in order, and the caller hears of it.
+                let failure = match &self.state.borrow().mode {
+                    Mode::Failed(cause) => Err(self.failed(cause)),
+                    _ => Ok(()),
+                };
+                let result = self.seal_at_rest(false).await.and(failure);
                 self.shard.removals_done().await;
                 self.end();
                 answer(reply, result);
@@ -145,6 +152,7 @@ impl<B: IoBackend> Partition<B> {
                 end.max(state.reserved_placed)
             },
             end: previous.as_ref().map_or(end, |s| s.end_offset.get()),
+            end_position: previous.as_ref().map_or(0, |s| s.end_position.get()),
             previous,
             log_start: state.offsets.log_start(),
             reserved_end: state.reserved_placed.max(end),
@@ -166,6 +174,7 @@ impl<B: IoBackend> Partition<B> {
             link: next.link,
             base_offset: next.base,
             prev_end_offset: next.end,
+            prev_end_position: next.end_position,
             generation: next.generation,
             log_start: next.log_start,
             reserved_end: next.reserved_end,
@@ -214,8 +223,10 @@ impl<B: IoBackend> Partition<B> {
             let mut borrowed = self.state.borrow_mut();
             let state = &mut *borrowed;
             let end = state.offsets.log_end();
-            // A segment's end must be known; a tail that is sealed already needs no second seal.
-            if !state.is_open() || (state.tail_sealed && !segment_end) {
+            // A segment's end must be known; a tail that is sealed already needs no second seal,
+            // unless offsets are reserved that nobody was shown.
+            let is_sealed = state.tail_sealed && state.reserved_placed <= end;
+            if !state.is_open() || (is_sealed && !segment_end) {
                 return Ok(());
             }
             let reserved_end = if segment_end {
@@ -302,6 +313,7 @@ impl<B: IoBackend> Partition<B> {
             previous: target.clone(),
             link,
             end,
+            end_position: 0,
             base: to,
             log_start: offsets.log_start(),
             reserved_end: to,
@@ -317,20 +329,15 @@ impl<B: IoBackend> Partition<B> {
         target: Option<Rc<Segment<B::File>>>,
     ) -> Result<()> {
         let (to, end, generation) = (next.base, next.end, next.generation);
-        // The new header names the place up to which the target's bytes count.
-        let uncut = match &target {
-            Some(target) => {
-                let position = target.cut_position(&self.context.pool, end).await?;
-                Some(target.end_position.replace(position))
-            }
-            None => None,
+        // The new header names the place up to which the target's bytes count. Readers see the
+        // target whole until that header is durable.
+        let position = match &target {
+            Some(target) => target.cut_position(&self.context.pool, end).await?,
+            None => 0,
         };
-        if let Err(e) = self.install(spare, next).await {
-            if let Some((target, position)) = target.as_ref().zip(uncut) {
-                target.end_position.set(position);
-            }
-            return Err(e);
-        }
+        let next = Continuation { end_position: position, ..next };
+        self.state.borrow_mut().truncating = Some(to);
+        self.install(spare, next).await?;
         // From here on the cut is final; the rest is memory and housekeeping.
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
@@ -346,7 +353,9 @@ impl<B: IoBackend> Partition<B> {
         state.retired.extend(dead);
         if let Some(target) = target {
             target.end_offset.set(end);
+            target.end_position.set(position);
         }
+        state.truncating = None;
         state.generation = generation;
         state.cache.truncate(to);
         state.offsets.truncate(to);
@@ -382,7 +391,7 @@ impl<B: IoBackend> Partition<B> {
 
     /// Recovers a failed partition in place.
     async fn reopen(self: &Rc<Self>) -> Result<PartitionReport> {
-        let before = {
+        let durable = {
             let mut state = self.state.borrow_mut();
             if !matches!(state.mode, Mode::Failed(_)) {
                 return Ok(state.recovery.clone());
@@ -392,7 +401,9 @@ impl<B: IoBackend> Partition<B> {
             state.active = None;
             state.spares.clear();
             state.retired.clear();
-            state.offsets
+            let durable = state.offsets.durable();
+            // A truncation that failed half-way may have happened.
+            state.truncating.map_or(durable, |to| durable.min(to))
         };
         while self.state.borrow().preparing {
             self.spare_ready.notified().await;
@@ -400,13 +411,13 @@ impl<B: IoBackend> Partition<B> {
         self.state.borrow_mut().spares.clear();
         self.shard.removals_done().await;
         let log = recover_partition(self.shard.backend.as_ref(), &self.context).await?;
-        if log.offsets.durable() < before.durable() {
+        if log.offsets.durable() < durable {
             return Err(Error::corrupt(Corruption {
                 path: self.context.dir.clone(),
                 partition: self.id(),
                 position: 0,
                 offset_start: log.offsets.durable(),
-                offset_end: Some(before.durable()),
+                offset_end: Some(durable),
                 found: CorruptionKind::Misplaced("the log ends below its durable offset"),
             }));
         }
@@ -492,6 +503,7 @@ pub(crate) async fn create_partition<B: IoBackend>(
         link: 0,
         base_offset: 0,
         prev_end_offset: 0,
+        prev_end_position: 0,
         generation: 1,
         log_start: 0,
         reserved_end: 0,

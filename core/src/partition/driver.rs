@@ -293,9 +293,14 @@ impl<B: IoBackend> Partition<B> {
             state.durable_wanted = state.placed.count;
             return Started::Blocked(again(reply));
         }
-        let reserved = state.reserved_placed;
-        // At rest the control batch is a seal as well: one write instead of two.
+        // At rest the control batch is a seal as well: one write instead of two, and, as with a
+        // seal, no offset needs to stay reserved.
         let at_rest = idle && state.pipeline.durable() == state.placed;
+        let reserved = if at_rest {
+            offsets.log_end()
+        } else {
+            state.reserved_placed
+        };
         let batch = state.control_for_trim(to, reserved, at_rest);
         let has_room = state
             .active
@@ -307,6 +312,10 @@ impl<B: IoBackend> Partition<B> {
             }
             let write = self.place_control(state, batch);
             state.tail_sealed = at_rest;
+            if at_rest {
+                state.reserved_durable = reserved;
+                state.reserved_placed = reserved;
+            }
             state.wait_durable(WaiterKind::Trim(to, reply));
             return Started::Step(Step::Write(write));
         }

@@ -144,6 +144,9 @@ struct State<F> {
     /// Link for the next segment while there is no active one.
     link: u32,
     preparing: bool,
+    /// A truncation to this offset whose outcome is not known: a failed partition may come back
+    /// with it or without it.
+    truncating: Option<u64>,
     /// Stretch of the active segment that zeros are being written to.
     zeroing: Option<(u64, u64)>,
     linger: Linger,
@@ -200,6 +203,7 @@ impl<F: crate::io::IoFile> State<F> {
             last_timestamp: log.last_timestamp,
             link: log.link,
             preparing: false,
+            truncating: None,
             zeroing: None,
             linger: Linger::default(),
             queued_appends: 0,
@@ -284,9 +288,9 @@ impl<B: IoBackend> Partition<B> {
     pub(crate) fn batch_bytes_max(&self) -> usize {
         let state = self.state.borrow();
         let alignment = state
-            .active
-            .as_ref()
-            .map_or(4096, |a| a.segment.header.alignment);
+            .segments()
+            .next_back()
+            .map_or(4096, |s| s.header.alignment);
         self.context.config.batch_bytes_max(alignment)
     }
 

@@ -6,7 +6,6 @@ use super::{Mode, Partition};
 use crate::error::{CorruptionKind, Error, Result};
 use crate::format::{FormatError, StoredBatch, StoredRecord};
 use crate::io::IoBackend;
-use crate::segment::Segment;
 
 /// How far a read may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -118,7 +117,7 @@ impl<B: IoBackend> Partition<B> {
         if let Some(fetched) = self.read_cached(from, limits, visibility)? {
             return Ok(fetched);
         }
-        let (offsets, generation, mode_failure, candidates) = {
+        let (offsets, mode_failure, candidates) = {
             let state = self.state.borrow();
             let segments: Vec<_> = state.segments().cloned().collect();
             // The last segment that starts at or below `from`; its successors if it ends below.
@@ -126,10 +125,10 @@ impl<B: IoBackend> Partition<B> {
                 .partition_point(|s| s.base_offset() <= from)
                 .saturating_sub(1);
             let failure = match &state.mode {
-                Mode::Failed(cause) => Some(self.failed(cause)),
+                Mode::Failed(cause) if segments.is_empty() => Some(self.failed(cause)),
                 _ => None,
             };
-            (state.offsets, state.generation, failure, segments.into_iter().skip(first))
+            (state.offsets, failure, segments.into_iter().skip(first))
         };
         let end = match visibility {
             Visibility::Durable => offsets.durable(),
@@ -137,62 +136,58 @@ impl<B: IoBackend> Partition<B> {
         };
         let context = &self.context;
         let (pool, interval) = (&context.pool, context.config.index_interval_bytes);
+        let fetched = |batches, next_offset| Fetched {
+            batches,
+            next_offset,
+            log_start: offsets.log_start(),
+            durable: offsets.durable(),
+            log_end: offsets.log_end(),
+        };
         for segment in candidates {
-            if segment.end_offset.get() <= from {
+            // Offsets that were skipped lie between segments.
+            let start = from.max(segment.base_offset());
+            if segment.end_offset.get() <= start {
                 continue;
+            }
+            if start >= end {
+                break;
             }
             segment
                 .load_index(self.shard.backend.as_ref(), pool, interval)
                 .await?;
             let chunk = context.config.read_chunk_bytes;
-            // Offsets that were skipped lie between segments.
-            let from = from.max(segment.base_offset());
+            // What follows skipped offsets may be only in the cache yet.
+            if from < start
+                && let Some(fetched) = self.read_cached(start, limits, visibility)?
+            {
+                return Ok(fetched);
+            }
             let batches = segment
-                .read(pool, from, end, limits.bytes_max, chunk)
+                .read(pool, start, end, limits.bytes_max, chunk)
                 .await?;
-            if !batches.is_empty() {
-                self.shard.stats.read_from_disk();
-                let (batches, next) = limit_records(batches, limits.records_max);
-                return Ok(Fetched {
-                    batches,
-                    next_offset: next.unwrap_or(end),
-                    log_start: offsets.log_start(),
-                    durable: offsets.durable(),
-                    log_end: offsets.log_end(),
-                });
+            if batches.is_empty() {
+                let now = self.state.borrow().offsets.log_start();
+                if now > from {
+                    // Trimmed meanwhile.
+                    let (requested, start) = (from, now);
+                    return Err(Error::OutOfRange {
+                        requested,
+                        start,
+                        end,
+                    });
+                }
+                let found = CorruptionKind::Misplaced("no batch holds the offset");
+                return Err(segment.corruption(0, start, Some(end), found));
             }
-            if segment.end_offset.get() >= end {
-                break;
-            }
+            self.shard.stats.read_from_disk();
+            let (batches, next) = limit_records(batches, limits.records_max);
+            return Ok(fetched(batches, next.unwrap_or(end)));
         }
-        if let Some(failure) = mode_failure {
-            return Err(failure);
-        }
-        let state = self.state.borrow();
-        if state.generation != generation {
-            // A truncation came in between; what was looked at is not the log any more.
-            drop(state);
-            return Box::pin(self.read(from, limits, visibility)).await;
-        }
-        // Nothing in [from, end) although it is within the log: right if all of it was skipped or
-        // has been trimmed meanwhile.
-        let holds = |s: &Rc<Segment<B::File>>| {
-            s.base_offset().max(from) < s.end_offset.get().min(end)
-        };
-        if state.offsets.log_start() > from || !state.segments().any(holds) {
-            drop(state);
-            return Ok(Fetched {
-                batches: Vec::new(),
-                next_offset: end,
-                log_start: offsets.log_start(),
-                durable: offsets.durable(),
-                log_end: offsets.log_end(),
-            });
-        }
-        let found = CorruptionKind::Misplaced("no batch holds the offset");
-        match state.segments().next_back() {
-            Some(last) => Err(last.corruption(0, from, Some(end), found)),
-            None => Err(Error::Closed),
+        // A failed partition whose reopening failed too has let go of its segments; otherwise
+        // there are only skipped offsets from here to the end.
+        match mode_failure {
+            Some(failure) => Err(failure),
+            None => Ok(fetched(Vec::new(), end)),
         }
     }
 

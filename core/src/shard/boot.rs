@@ -48,13 +48,13 @@ pub(super) async fn boot<B: IoBackend>(
     };
     let (partitions, leftovers) = list(backend, path).await?;
     if !request.read_only {
+        // The names first: were the renaming that deleted a partition still undone by a loss of
+        // power, it would come back without the files that are removed here.
+        let synced = backend.sync_dir(path).await;
+        synced.map_err(|e| Error::io("sync the directory", path, e))?;
         for leftover in leftovers {
             remove_tree(backend, &leftover).await?;
         }
-        backend
-            .sync_dir(path)
-            .await
-            .map_err(|e| Error::io("sync the directory", path, e))?;
     }
     let direct = request.direct_wanted && can_do_direct(backend, path, request.read_only).await;
     let booted = Booted {
@@ -98,12 +98,7 @@ async fn check_directory<B: IoBackend>(backend: &B, request: &BootRequest) -> Re
                 .create_dir(path)
                 .await
                 .map_err(|e| Error::io("create", path, e))?;
-            let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-            let parent = parent.unwrap_or(Path::new("."));
-            return backend
-                .sync_dir(parent)
-                .await
-                .map_err(|e| Error::io("sync the directory", parent, e));
+            return Ok(());
         }
         Err(e) => return Err(Error::io("look at", path, e)),
     }
@@ -215,6 +210,12 @@ fn damaged(path: PathBuf, partition: u64, found: CorruptionKind) -> Error {
 }
 
 async fn write_store_file<B: IoBackend>(backend: &B, dir: &Path) -> Result<StoreHeader> {
+    // A STORE file says that the directory's own name is durable: whoever made the directory may
+    // have died before that was so.
+    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    let synced = backend.sync_dir(parent).await;
+    synced.map_err(|e| Error::io("sync the directory", parent, e))?;
     let temporary = dir.join(STORE_TEMPORARY);
     let header = StoreHeader {
         store_id: backend.random_u64(),

@@ -91,6 +91,8 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
             lock: None,
         }),
     });
+    // Also when a panic ends the shard: partitions and what they share hold each other.
+    let _release = ReleaseOnDrop(Rc::clone(&shard));
     shard.start_tickers();
     let mut turn = Vec::with_capacity(TURN_REQUESTS);
     let mut closing: Option<oneshot::Receiver<()>> = None;
@@ -104,17 +106,37 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
         }
         backend.yield_now().await;
     }
-    mailbox.close();
-    turn.clear();
-    if let Some(closed) = closing
-        && closed.await.is_err()
-    {
-        // The sender is dropped when the closing task has finished: that is the signal.
+    if let Some(mut closed) = closing {
+        // Who closes again waits with a deadline of its own; all else is answered by being dropped.
+        for command in turn.drain(..) {
+            shard.serve_closing(command);
+        }
+        loop {
+            let next = std::pin::pin!(mailbox.recv());
+            match select(&mut closed, next).await {
+                Either::Right((Some(command), _)) => shard.serve_closing(command),
+                // The sender is dropped when the closing task has finished: that is the signal.
+                Either::Left(_) => break,
+                Either::Right((None, _)) => {
+                    closed.await.unwrap_or(());
+                    break;
+                }
+            }
+        }
     }
+    mailbox.close();
     drop(mailbox);
     shard.shared.removals_done().await;
     shard.release();
     drop(ended);
+}
+
+struct ReleaseOnDrop<B: IoBackend>(Rc<Shard<B>>);
+
+impl<B: IoBackend> Drop for ReleaseOnDrop<B> {
+    fn drop(&mut self) {
+        self.0.release();
+    }
 }
 
 impl<B: IoBackend> Shard<B> {
@@ -404,12 +426,30 @@ impl<B: IoBackend> Shard<B> {
         end
     }
 
+    /// Serves a command that came behind a close.
+    fn serve_closing(&self, command: Command) {
+        let Command::Close { deadline, reply } = command else {
+            return;
+        };
+        let backend = Rc::clone(&self.shared.backend);
+        self.shared.backend.spawn(Box::pin(async move {
+            // Dropped when the shard has ended, which is the answer then.
+            backend.sleep(deadline).await;
+            let waited_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+            answer(reply, Err(Error::CloseTimeout { waited_ms }));
+        }));
+    }
+
     /// Lets go of files and locks.
     fn release(&self) {
-        let mut state = self.state.borrow_mut();
-        state.partitions.clear();
-        state.lock = None;
-        self.shared.unsealed.borrow_mut().clear();
+        // A panic may unwind through a borrow.
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            state.partitions.clear();
+            state.lock = None;
+        }
+        if let Ok(mut unsealed) = self.shared.unsealed.try_borrow_mut() {
+            unsealed.clear();
+        }
     }
 
     fn start_tickers(self: &Rc<Self>) {

@@ -288,16 +288,16 @@ async fn absurd_settings_are_refused<H: Host>(ctx: Ctx<H>) {
         ("segment_bytes", |c| c.segment_bytes = u64::MAX),
         ("mailbox_requests_max", |c| c.mailbox_requests_max = 0),
         ("mailbox_requests_max", |c| {
-            c.mailbox_requests_max = usize::MAX
+            c.mailbox_requests_max = usize::MAX;
         }),
         ("mailbox_bytes_max", |c| c.mailbox_bytes_max = 0),
         ("mailbox_bytes_max", |c| c.mailbox_bytes_max = usize::MAX),
         ("tail_cache_bytes_max", |c| {
-            c.tail_cache_bytes_max = usize::MAX
+            c.tail_cache_bytes_max = usize::MAX;
         }),
         ("writes_in_flight_max", |c| c.writes_in_flight_max = 0),
         ("writes_in_flight_max", |c| {
-            c.writes_in_flight_max = u16::MAX
+            c.writes_in_flight_max = u16::MAX;
         }),
         ("group_bytes_max", |c| c.group_bytes_max = 0),
         ("group_bytes_max", |c| c.group_bytes_max = u32::MAX),
@@ -305,17 +305,17 @@ async fn absurd_settings_are_refused<H: Host>(ctx: Ctx<H>) {
         ("spare_segments_max", |c| c.spare_segments_max = usize::MAX),
         ("index_interval_bytes", |c| c.index_interval_bytes = 0),
         ("index_interval_bytes", |c| {
-            c.index_interval_bytes = u32::MAX
+            c.index_interval_bytes = u32::MAX;
         }),
         ("read_chunk_bytes", |c| c.read_chunk_bytes = 0),
         ("read_chunk_bytes", |c| c.read_chunk_bytes = usize::MAX),
         ("seal_after", |c| c.seal_after = Duration::ZERO),
         ("seal_after", |c| c.seal_after = Duration::MAX),
         ("retention_interval", |c| {
-            c.retention_interval = Duration::ZERO
+            c.retention_interval = Duration::ZERO;
         }),
         ("retention_interval", |c| {
-            c.retention_interval = Duration::MAX
+            c.retention_interval = Duration::MAX;
         }),
         ("fence_timeout", |c| c.fence_timeout = Duration::ZERO),
         ("fence_timeout", |c| c.fence_timeout = Duration::MAX),

@@ -95,8 +95,8 @@ async fn a_close_that_is_dropped_goes_on<H: Host>(ctx: Ctx<H>) {
     fill(&p, 50, 5).await;
     {
         let mut closing = Box::pin(store.close(Duration::from_secs(30)));
-        let polled = futures_util::poll!(closing.as_mut());
-        assert!(polled.is_pending());
+        // Submitted by the first poll, even if a fast shard has answered by then.
+        let _polled = futures_util::poll!(closing.as_mut());
     }
     assert_eq!(p.append(batch(50, 1)).await.unwrap_err(), Error::Closed);
     close(&store).await;
@@ -298,7 +298,7 @@ async fn foreign_files_are_left_alone<H: Host>(ctx: Ctx<H>) {
     ctx.host.write_file(&inside, b"mine");
     ctx.host.write_file(&outside, b"mine");
     let (store, report) = ctx.try_open(|_| {}).await.unwrap();
-    assert_eq!(report.partitions[0].foreign, [inside.clone()]);
+    assert_eq!(report.partitions[0].foreign, std::slice::from_ref(&inside));
     fill(&store.partition(1).await.unwrap(), 200, 2).await;
     close(&store).await;
     let files = ctx.host.files(&ctx.dir);

@@ -1,0 +1,137 @@
+//! Futures dropped at any time under load, on the real backends.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use alluvium::io::BackendFactory;
+use alluvium::{Ack, ReadLimits, Shards, Store, Visibility};
+use alluvium_testkit::logs::{batch, close, small, verify};
+use futures_util::StreamExt;
+
+/// They count the descriptors of the whole process.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+const CALLERS: u64 = 6;
+const ROUNDS: u64 = 60;
+
+fn descriptors_below(dir: &Path) -> usize {
+    let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    links
+        .filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(dir)))
+        .count()
+}
+
+/// A cheap sequence of numbers that look random.
+fn scramble(n: u64) -> u64 {
+    let mixed = (n ^ 0x9E37_79B9).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed ^ (mixed >> 29)
+}
+
+async fn caller(store: Store, id: u64) {
+    let p = store.partition_or_create(id).await.unwrap();
+    for round in 0..ROUNDS {
+        let dice = scramble(id * 1000 + round);
+        let patience = Duration::from_micros(dice % 900);
+        let limits = ReadLimits {
+            bytes_max: 8192,
+            records_max: 50,
+        };
+        let start = p.offsets().log_start();
+        let request = async {
+            match dice % 7 {
+                0..=2 => {
+                    let level = [Ack::Accepted, Ack::Written, Ack::Durable][(dice % 3) as usize];
+                    let next = batch(p.offsets().log_end(), 1 + dice % 5);
+                    // Only if nothing that was dropped came in between.
+                    let options = alluvium::AppendOptions::from(level);
+                    let options = options.expected_end(p.offsets().log_end());
+                    drop(p.append_with(next, options).await);
+                }
+                3 => drop(p.read(start, limits, Visibility::Durable).await),
+                4 => drop(p.subscribe(start).next().await),
+                5 => drop(p.sync().await),
+                _ => drop(p.trim_before(start + 1).await),
+            }
+        };
+        let _in_time = tokio::time::timeout(patience, request).await;
+    }
+}
+
+fn under_load<F: BackendFactory + Clone>(factory: &F) {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_time()
+        .build()
+        .unwrap();
+    let open = || async {
+        let builder = Store::builder(dir.path()).configure(small);
+        let builder = builder.configure(|c| c.shards = Shards::Count(2));
+        builder.backend(factory.clone()).open().await.unwrap().0
+    };
+    let body = async {
+        let store = open().await;
+        let callers: Vec<_> = (0..CALLERS)
+            .map(|id| tokio::spawn(caller(store.clone(), id)))
+            .collect();
+        for caller in callers {
+            caller.await.unwrap();
+        }
+        for _ in 0..2000 {
+            let stats = store.stats().await.unwrap();
+            if stats
+                .iter()
+                .all(|s| s.requests_under_way == 0 && s.bytes_under_way == 0)
+            {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let stats = store.stats().await.unwrap();
+        let left = stats
+            .iter()
+            .map(|s| s.requests_under_way + s.bytes_under_way);
+        assert_eq!(left.sum::<usize>(), 0, "permits come back: {stats:?}");
+        let mut ends = vec![];
+        for id in 0..CALLERS {
+            let p = store.partition(id).await.unwrap();
+            p.sync().await.unwrap();
+            let offsets = p.offsets();
+            verify(&p, offsets.log_start(), offsets.log_end()).await;
+            ends.push(offsets);
+        }
+        close(&store).await;
+        let store = open().await;
+        for (id, offsets) in (0..).zip(ends) {
+            let p = store.partition(id).await.unwrap();
+            verify(&p, offsets.log_start(), offsets.log_end()).await;
+        }
+        close(&store).await;
+    };
+    runtime.block_on(async {
+        let ended = tokio::time::timeout(Duration::from_secs(60), body).await;
+        ended.expect("something hangs");
+    });
+    // The last operations in the kernel may outlive the shards by a moment.
+    for _ in 0..1000 {
+        if descriptors_below(dir.path()) == 0 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("{} descriptors leak", descriptors_below(dir.path()));
+}
+
+#[cfg(feature = "tokio")]
+#[test]
+fn on_tokio() {
+    under_load(&alluvium::backends::tokio::TokioFactory::new());
+}
+
+#[cfg(feature = "compio")]
+#[test]
+fn on_compio() {
+    under_load(&alluvium::backends::compio::CompioFactory::new());
+}

@@ -1,0 +1,19 @@
+//! The published contract, line by line: what an acknowledgement means, what every error says, and
+//! that nobody waits for ever. On the simulated machine unless a check needs a real one.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a panic is how a test reports a failure"
+)]
+
+mod acknowledgement;
+mod cancellation;
+mod cancellation_real;
+mod damage;
+mod errors;
+mod failure;
+mod faulty;
+mod full_disk;
+mod inputs;
+mod machine;
+mod memory;

@@ -1,0 +1,160 @@
+//! P7: a byte of a resting store is damaged. Whatever is read afterwards is what was written, or an
+//! error that names the place.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use alluvium::backends::sim::Sim;
+use alluvium::{Error, OnCorruption, Store};
+
+use crate::rng::Rng;
+use crate::workload::{self, Shared};
+
+pub(crate) fn run(cases: u64) {
+    let (mut reported, mut readable) = (0, 0);
+    for seed in 0..cases {
+        let (was_reported, rest) = one(seed).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        reported += u64::from(was_reported);
+        readable += u64::from(rest);
+    }
+    // Not every byte matters: padding of dead segments, spares. Many do.
+    assert!(
+        reported * 5 > cases,
+        "only {reported} of {cases} damages were met"
+    );
+    assert!(
+        readable * 10 > reported,
+        "the rest was readable in only {readable} of {reported}"
+    );
+}
+
+fn one(seed: u64) -> Result<(bool, bool), String> {
+    let sim = Sim::from_seed(seed);
+    let world = crate::case::fresh_world(seed);
+    let mut config = workload::config(seed);
+    config.retention_bytes = None;
+    let life = workload::life(
+        sim.clone(),
+        sim.new_process(),
+        Rc::clone(&world),
+        config.clone(),
+        6,
+    );
+    let rest = async {
+        life.await?;
+        // Long enough for every partition to be sealed.
+        sim.sleep(Duration::from_millis(50)).await;
+        Ok::<_, String>(())
+    };
+    sim.block_on(rest)?;
+    let mut rng = Rng(seed ^ 0xDA3A6E);
+    // The store is at rest: what it holds now is what must be found.
+    let again = workload::life(
+        sim.clone(),
+        fresh(&sim),
+        Rc::clone(&world),
+        config.clone(),
+        0,
+    );
+    sim.power_loss();
+    sim.block_on(again)?;
+    sim.power_loss();
+    let files: Vec<_> = sim
+        .list_files()
+        .into_iter()
+        .filter(|f| f.extension().is_some_and(|e| e == "seg"))
+        .collect();
+    if files.is_empty() {
+        return Ok((false, false));
+    }
+    let file = &files[usize::try_from(rng.below(files.len() as u64)).unwrap()];
+    let len = sim.read_file(file).unwrap().len() as u64;
+    let at = if rng.chance(20) {
+        rng.below(512)
+    } else {
+        4096 + rng.below((len - 4096) / 2)
+    };
+    if rng.chance(50) {
+        sim.flip_bit(file, at, u8::try_from(rng.below(8)).unwrap())
+            .unwrap();
+    } else {
+        let sector = at / 512 * 512;
+        sim.corrupt(file, sector..sector + 512).unwrap();
+    }
+    sim.block_on(check(&sim, &world, &config, rng))
+}
+
+fn fresh(sim: &Sim) -> alluvium::backends::sim::SimFactory {
+    sim.new_process()
+}
+
+/// Whether the damage was reported, and whether records were readable beside it.
+async fn check(
+    sim: &Sim,
+    world: &Shared,
+    config: &alluvium::StoreConfig,
+    mut rng: Rng,
+) -> Result<(bool, bool), String> {
+    let open = |policy| {
+        let mut config = config.clone();
+        config.on_corruption = policy;
+        Store::builder("/store")
+            .config(config)
+            .backend(sim.new_process())
+            .open()
+    };
+    let mut reported = false;
+    let store = match open(OnCorruption::Refuse).await {
+        Ok((store, _)) => store,
+        Err(Error::Corrupt(_)) => {
+            reported = true;
+            sim.sleep(Duration::from_millis(5)).await;
+            match open(OnCorruption::Salvage).await {
+                Ok((store, _)) => store,
+                Err(Error::Corrupt(_)) => return Ok((true, false)),
+                Err(e) => return Err(format!("salvage: {e}")),
+            }
+        }
+        Err(e) => return Err(format!("open: {e}")),
+    };
+    let refused = reported;
+    let mut read_any = false;
+    let ids: Vec<u64> = world.borrow().logs.keys().copied().collect();
+    for id in ids {
+        let Ok(p) = store.partition(id).await else {
+            if refused {
+                continue;
+            }
+            return Err(format!("P7 partition {id} is gone and nobody said so"));
+        };
+        let expected = world.borrow().logs[&id].records.clone();
+        let damaged = p.describe().await.map_err(|e| e.to_string())?.read_only;
+        match workload::read_all(&p, p.offsets(), &mut rng).await {
+            Ok(found) => {
+                let (found, _) = found?;
+                read_any |= !found.is_empty();
+                let altered = found
+                    .iter()
+                    .any(|(o, n)| expected.get(o).is_some_and(|(e, _)| e != n));
+                if altered {
+                    return Err(format!("P7 partition {id}: altered records are served"));
+                }
+                let whole = expected.keys().all(|o| found.contains_key(o));
+                if !whole && !damaged {
+                    return Err(format!("P7 partition {id}: records are missing silently"));
+                }
+            }
+            Err(Error::Corrupt(c)) => {
+                reported = true;
+                // The rest stays readable behind the damage.
+                if let Some(after) = c.offset_end.filter(|end| *end < p.offsets().durable()) {
+                    let limits = alluvium::ReadLimits::default();
+                    let visibility = alluvium::Visibility::Durable;
+                    read_any |= p.read(after, limits, visibility).await.is_ok();
+                }
+            }
+            Err(e) => return Err(format!("P7 partition {id}: {e}")),
+        }
+    }
+    Ok((reported, read_any))
+}
