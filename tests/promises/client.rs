@@ -297,6 +297,8 @@ impl Client {
                     s.handle = Some(handle);
                 });
             }
+            // Its directory may be there after a crash, empty.
+            Err(Error::Io { .. }) => {}
             Err(e) if e.is_not_applied() => {
                 self.shared.slot(n, |s| s.presence = Presence::Absent);
             }

@@ -44,8 +44,8 @@ struct Entry {
     shape: BatchShape,
     fate: Fate,
     base: Option<u64>,
-    /// A truncation may have cut it here.
-    clip: Option<u64>,
+    /// Truncations that may have cut it.
+    clips: Vec<u64>,
     /// Under way at the same time as a truncation: nobody can tell which came first.
     blurred: bool,
     /// The lowest of those truncations.
@@ -57,6 +57,12 @@ struct Entry {
 impl Entry {
     fn end(&self, base: u64) -> u64 {
         base + u64::from(self.shape.count)
+    }
+
+    /// Where it ends after the truncations.
+    fn kept_end(&self, base: u64) -> u64 {
+        let cuts = self.clips.iter().copied().filter(|clip| *clip > base);
+        cuts.min().unwrap_or(u64::MAX).min(self.end(base))
     }
 
     fn exists(&self) -> bool {
@@ -130,8 +136,8 @@ impl Life {
         let id = BatchId(self.number << 32 | self.entries.len() as u64);
         let blurred = self.cut.is_some();
         let blurred_at = self.cut.map_or(u64::MAX, |cut| cut.to);
-        let (fate, base, clip, round) = (Fate::Open, None, None, 0);
-        self.entries.push(Entry { client, shape, fate, base, clip, blurred, blurred_at, round });
+        let (fate, base, clips, round) = (Fate::Open, None, Vec::new(), 0);
+        self.entries.push(Entry { client, shape, fate, base, clips, blurred, blurred_at, round });
         id
     }
 
@@ -343,7 +349,10 @@ impl Life {
         self.written = self.written.min(to);
         self.accepted = self.accepted.min(to);
         for entry in self.entries.iter_mut().filter(|e| e.exists()) {
-            let Some(base) = entry.base else { continue };
+            let Some(base) = entry.base else {
+                entry.clips.push(to);
+                continue;
+            };
             let end = entry.end(base);
             if end <= entry.blurred_at {
                 entry.blurred = false;
@@ -352,7 +361,7 @@ impl Life {
                 continue;
             }
             if base < to {
-                entry.clip = Some(entry.clip.map_or(to, |clip| clip.min(to)));
+                entry.clips.push(to);
             } else if !entry.blurred {
                 entry.fate = Fate::Gone;
             }
@@ -383,7 +392,7 @@ impl Life {
         self.check_seen(offsets.log_start(), seen)?;
         for (i, entry) in self.entries.iter().enumerate() {
             let Some(base) = entry.base else { continue };
-            let end = entry.clip.unwrap_or(u64::MAX).min(entry.end(base));
+            let end = entry.kept_end(base);
             let owed = entry.exists() && !entry.blurred && end <= promised;
             if owed && end > offsets.log_start() && entry.round != self.round {
                 let text = format!(
@@ -486,7 +495,7 @@ impl Life {
         let entry = &mut self.entries[index(batch)];
         let promise = match entry.fate {
             Fate::Refused => "P4",
-            Fate::Gone if entry.clip.is_some() || offset < log_start => "P6",
+            Fate::Gone if !entry.clips.is_empty() || offset < log_start => "P6",
             Fate::Gone => "P4",
             Fate::Open | Fate::Kept if entry.round == round => "P4",
             Fate::Open | Fate::Kept => {
@@ -507,7 +516,7 @@ impl Life {
     fn check_end(&self, last: Seen) -> Result<(), Violation> {
         let entry = &self.entries[index(last.batch)];
         let whole = last.index + 1 == entry.shape.count;
-        let clipped = entry.clip.is_some_and(|clip| clip == last.offset + 1);
+        let clipped = entry.clips.contains(&(last.offset + 1));
         if whole || clipped {
             return Ok(());
         }
