@@ -48,9 +48,9 @@ impl Client {
             52..=56 => self.append_at(n, &handle).await,
             57..=65 => self.read(n, &handle).await,
             66..=70 => self.subscribe(n, &handle).await,
-            71..=75 => self.sync(n, &handle).await,
-            76..=85 => self.trim(n, &handle).await,
-            86..=90 => self.truncate(n, &handle).await,
+            71..=74 => self.sync(n, &handle).await,
+            75..=86 => self.trim(n, &handle).await,
+            87..=90 => self.truncate(n, &handle).await,
             91..=94 => self.pause(8000).await,
             _ => self.pause(400).await,
         }

@@ -1,5 +1,22 @@
 //! What a run has really put the engine through. A test that reaches nothing proves nothing.
 
+/// Fewest times that everything must have happened in a full run.
+const ENOUGH: u64 = 100;
+
+impl Coverage {
+    /// Fails when something was hardly met, or when files were not recycled in most lineages.
+    pub(crate) fn assert_complete(&self) {
+        for (name, count) in self.all() {
+            assert!(count >= ENOUGH, "the run hardly met: {name} ({count})");
+        }
+        let Self { cases_with_recycling, cases_watched, .. } = *self;
+        assert!(
+            cases_with_recycling * 2 > cases_watched,
+            "files were recycled in {cases_with_recycling} of {cases_watched} lineages only"
+        );
+    }
+}
+
 macro_rules! coverage {
     ($($(#[$doc:meta])* $name:ident,)+) => {
         /// Counts of what happened.
@@ -40,6 +57,8 @@ coverage! {
     tail_torn,
     skipped_offsets,
     /// Files that were put to another use.
+    cases_watched,
+    cases_with_recycling,
     files_watched,
     files_recycled,
     batches_submitted,
@@ -56,8 +75,7 @@ coverage! {
     syncs,
     trims,
     truncations,
-    truncations_cut_short,
-    trims_by_retention,
+    truncations_in_doubt,
     partitions_created,
     partitions_deleted,
     reopened_after_failure,

@@ -35,7 +35,10 @@ pub(crate) struct Outcome {
 }
 
 /// Rounds of work and crash in one lineage.
-const ROUNDS: u64 = 6;
+const ROUNDS: u64 = 8;
+
+/// The files of one lineage in so many are looked at.
+const WATCHED: u64 = 8;
 
 /// How a round ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +59,19 @@ pub(crate) fn run(plan: Plan) -> Outcome {
     let retention = config.retention_bytes.is_some();
     let shared = Shared::new(sim, rng.range(1, 3), retention, plan.trace);
     shared.note(|| format!("{config:?}"));
-    let mut lineage = Lineage { shared, rng, config, files: BTreeMap::new(), watch: plan.seed % 8 == 0 };
-    lineage.shared.count(|c| c.cases += 1);
+    let watch = plan.seed % WATCHED == 0;
+    let mut lineage = Lineage {
+        shared,
+        rng,
+        config,
+        files: BTreeMap::new(),
+        watch,
+        recycled: false,
+    };
+    lineage.shared.count(|c| {
+        c.cases += 1;
+        c.cases_watched += u64::from(watch);
+    });
     if let Err(violation) = lineage.rounds() {
         lineage.shared.check(Err(violation));
     }
@@ -73,6 +87,7 @@ pub(crate) struct Lineage {
     /// Identity last seen in each file.
     pub(crate) files: BTreeMap<PathBuf, u64>,
     pub(crate) watch: bool,
+    pub(crate) recycled: bool,
 }
 
 /// A store that is open, and the process that has it.
@@ -133,6 +148,7 @@ impl Lineage {
             match self.open(&process)? {
                 None => {
                     self.crashed(kind, crashes);
+                    self.shared.count(|c| c.crashes_in_recovery += 1);
                     crashes += 1;
                     if kind == CrashKind::PowerLoss {
                         survival = Survival::Durable;
@@ -397,6 +413,7 @@ impl Lineage {
         if !self.watch {
             return;
         }
+        let mut recycled = false;
         for path in self.shared.sim.list_files() {
             let Ok(bytes) = self.shared.sim.read_file(&path) else { continue };
             let Ok(header) = SegmentHeader::decode(&bytes) else { continue };
@@ -408,6 +425,10 @@ impl Lineage {
                 c.files_watched += u64::from(before.is_none());
                 c.files_recycled += u64::from(before.is_some_and(|b| b != header.identity));
             });
+            recycled |= before.is_some_and(|b| b != header.identity);
+        }
+        if recycled && !std::mem::replace(&mut self.recycled, true) {
+            self.shared.count(|c| c.cases_with_recycling += 1);
         }
     }
 }

@@ -1,4 +1,9 @@
-//! The store under simulated crashes: thousands of short lives, each from one seed.
+//! Concurrent clients on a store that crashes: thousands of short lineages, each from one seed.
+//!
+//! Where `tests/crash` lets one client work in phases, here several append, read, subscribe, trim and
+//! truncate at the same time, give up on futures, fill the disk, delete and create partitions. The
+//! model (`alluvium_testkit::promises`) judges what every one of them sees while it runs, and the
+//! whole store after every recovery.
 //!
 //! Environment: `CASES` lineages (default in [`CASES`]), or `SECONDS` of them; `SEED` runs one seed
 //! and tells what happens.
@@ -22,7 +27,7 @@ use lineage::Plan;
 use runner::{Limit, run_many, setting};
 
 /// Lineages of one run.
-const CASES: u64 = 20_000;
+const CASES: u64 = 30_000;
 
 #[test]
 fn promises_hold_whatever_crashes() {
@@ -36,6 +41,9 @@ fn promises_hold_whatever_crashes() {
     result.print();
     if let Some((seed, violation)) = &result.failure {
         panic!("{violation}\nreplay with SEED={seed}");
+    }
+    if limit.cases >= CASES && limit.seconds.is_none() {
+        result.coverage.assert_complete();
     }
 }
 

@@ -206,11 +206,14 @@ impl Shared {
         }
         self.count(|c| c.records_read += seen.len() as u64);
         let result = self.slot(n, |s| {
-            let before = s.life.weak_lost;
+            let (before, doubt) = (s.life.weak_lost, s.life.is_cutting());
             let result = s.life.recovered(survival, offsets, &seen);
-            (result, s.life.weak_lost - before)
+            (result, s.life.weak_lost - before, doubt)
         });
-        self.count(|c| c.weak_batches_lost += result.1);
+        self.count(|c| {
+            c.weak_batches_lost += result.1;
+            c.truncations_in_doubt += u64::from(result.2);
+        });
         self.check(result.0);
     }
 }

@@ -324,7 +324,11 @@ impl<B: IoBackend> Shard<B> {
                 // partition must never be: the id stays busy if this one cannot be withdrawn.
                 let (dir, deleted) = (found.dir(&self.path), found.dir_deleted(&self.path));
                 let withdrawn = match backend.rename(&dir, &deleted).await {
-                    Ok(()) => remove_tree(backend, &deleted).await.is_ok(),
+                    // Its files may go when a crash cannot bring the name back any more.
+                    Ok(()) => {
+                        backend.sync_dir(&self.path).await.is_ok()
+                            && remove_tree(backend, &deleted).await.is_ok()
+                    }
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                         remove_tree(backend, &temporary).await.is_ok()
                     }
