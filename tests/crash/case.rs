@@ -100,8 +100,11 @@ fn simulation(seed: u64, options: Options) -> Sim {
     sim
 }
 
+/// A world without injected errors.
 pub(crate) fn fresh_world(seed: u64) -> Shared {
-    world(seed, false)
+    let world = world(seed, false);
+    world.borrow_mut().faults = false;
+    world
 }
 
 fn world(seed: u64, trace: bool) -> Shared {
@@ -113,6 +116,7 @@ fn world(seed: u64, trace: bool) -> Shared {
         loss: Loss::Nothing,
         rng: Rng(seed),
         coverage: Coverage::default(),
+        faults: true,
         faulty: false,
         opened: false,
         trace,

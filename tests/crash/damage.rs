@@ -7,6 +7,7 @@ use std::time::Duration;
 use alluvium::backends::sim::Sim;
 use alluvium::{Error, OnCorruption, Store};
 
+use crate::model::Loss;
 use crate::rng::Rng;
 use crate::workload::{self, Shared};
 
@@ -40,24 +41,19 @@ fn one(seed: u64) -> Result<(bool, bool), String> {
         config.clone(),
         6,
     );
-    let rest = async {
-        life.await?;
-        // Long enough for every partition to be sealed.
-        sim.sleep(Duration::from_millis(50)).await;
-        Ok::<_, String>(())
-    };
-    sim.block_on(rest)?;
+    sim.block_on(life)?;
     let mut rng = Rng(seed ^ 0xDA3A6E);
-    // The store is at rest: what it holds now is what must be found.
-    let again = workload::life(
+    // A second life settles what there is: that is what must be found.
+    sim.power_loss();
+    world.borrow_mut().loss = Loss::Power;
+    let process = sim.new_process();
+    sim.block_on(workload::life(
         sim.clone(),
-        fresh(&sim),
+        process,
         Rc::clone(&world),
         config.clone(),
         0,
-    );
-    sim.power_loss();
-    sim.block_on(again)?;
+    ))?;
     sim.power_loss();
     let files: Vec<_> = sim
         .list_files()
@@ -82,10 +78,6 @@ fn one(seed: u64) -> Result<(bool, bool), String> {
         sim.corrupt(file, sector..sector + 512).unwrap();
     }
     sim.block_on(check(&sim, &world, &config, rng))
-}
-
-fn fresh(sim: &Sim) -> alluvium::backends::sim::SimFactory {
-    sim.new_process()
 }
 
 /// Whether the damage was reported, and whether records were readable beside it.

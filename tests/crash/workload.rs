@@ -28,6 +28,8 @@ pub(crate) struct World {
     pub(crate) loss: Loss,
     pub(crate) rng: Rng,
     pub(crate) coverage: Coverage,
+    /// Whether errors are injected.
+    pub(crate) faults: bool,
     /// An error was injected and may still strike.
     pub(crate) faulty: bool,
     pub(crate) opened: bool,
@@ -318,7 +320,7 @@ async fn phase(
     }
     let n = usize::try_from(world.borrow_mut().rng.below(partitions.len() as u64)).unwrap();
     let p = partitions[n].clone();
-    let fault = world.borrow_mut().rng.chance(4);
+    let fault = world.borrow_mut().rng.chance(4) && world.borrow().faults;
     if fault {
         trace!(world, "a fault is armed at operation {}", sim.op_count());
         let mut world = world.borrow_mut();

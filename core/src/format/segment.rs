@@ -148,9 +148,7 @@ impl SegmentHeader {
         let [first, second] = copies(block)?.map(Self::decode_sector);
         match (first, second) {
             (Ok(first), Ok(second)) if second.sequence > first.sequence => Ok(second),
-            // A version that is too new is never passed over for an older copy.
-            (Ok(_), Err(e @ FormatError::UnsupportedVersion { .. })) => Err(e),
-            (Err(e), Err(_)) | (Err(e @ FormatError::UnsupportedVersion { .. }), Ok(_)) => Err(e),
+            (Err(e), Err(_)) => Err(e),
             (Ok(sound), _) | (Err(_), Ok(sound)) => Ok(sound),
         }
     }

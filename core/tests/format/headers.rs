@@ -19,9 +19,12 @@ fn versions_and_algorithms_are_judged_before_the_checksum() {
         )
     };
     let too_new = Err(FormatError::UnsupportedVersion { found: 2 });
-    for copies in [&[0][..], &[1], &[0, 1]] {
-        assert_eq!(damaged(8, 2, copies).0, too_new);
-    }
+    assert_eq!(damaged(8, 2, &[0, 1]).0, too_new);
+    assert_eq!(
+        damaged(8, 2, &[0]).0,
+        Ok(segment_header()),
+        "one flipped bit is damage"
+    );
     let unknown = Err(FormatError::UnsupportedChecksum { found: 9 });
     assert_eq!(damaged(10, 9, &[0, 1]).0, unknown);
     for copy in [0, 1] {
