@@ -9,7 +9,7 @@ use std::time::Duration;
 use alluvium::backends::sim::{CrashKind, Sim, SimFactory, Stop};
 use alluvium::format::{SegmentHeader, SegmentKind};
 use alluvium::{Error, RecoveryReport, Shards, Store, StoreConfig, TailCase};
-use alluvium_testkit::promises::{Survival, Violation};
+use alluvium_testkit::promises::{BatchShape, Survival, Violation};
 use futures_util::future::{Either, join_all, select};
 
 use crate::client::Client;
@@ -59,7 +59,7 @@ pub(crate) fn run(plan: Plan) -> Outcome {
     let retention = config.retention_bytes.is_some();
     let shared = Shared::new(sim, rng.range(1, 3), retention, plan.trace);
     shared.note(|| format!("{config:?}"));
-    let watch = plan.seed % WATCHED == 0;
+    let watch = plan.seed.is_multiple_of(WATCHED);
     let mut lineage = Lineage {
         shared,
         rng,
@@ -319,6 +319,9 @@ impl Lineage {
                 first.await;
             }
             heal(&shared).await;
+            if full_disk {
+                appends_go_on(&shared).await;
+            }
             join_all(self.clients(opened, &mut rng, clients)).await;
         };
         let limited = async {
@@ -474,5 +477,23 @@ async fn heal(shared: &Shared) {
         }
     }
 }
+
+/// There is room again: every partition that has not failed takes appends.
+async fn appends_go_on(shared: &Shared) {
+    let slots = shared.with(|w| w.slots.len());
+    for n in 0..slots {
+        let Some(handle) = shared.handle(n) else { continue };
+        let shape = BatchShape { count: 1, record_bytes: 16, opaque: false };
+        let Some(id) = shared.life(n, &handle, |l| l.submit(HEALER, shape)) else { continue };
+        let result = handle.append(shape.encode(id)).await;
+        if let Err(e @ Error::NoSpace { .. }) = &result {
+            shared.violate("P9", format!("there is room again: {e}"));
+        }
+        shared.answered(n, &handle, id, result);
+    }
+}
+
+/// The client that looks whether appends go on.
+const HEALER: u32 = u32::MAX;
 
 const EIO: i32 = 5;

@@ -15,6 +15,7 @@
     reason = "a panic is how a test reports a failure, a line is how it shows its progress"
 )]
 
+mod astray;
 mod client;
 mod coverage;
 mod lineage;
@@ -53,4 +54,27 @@ fn a_device_that_lies_is_found_out() {
     let limit = Limit { cases: 200, seconds: None };
     let result = run_many(limit, |seed| Plan { seed, lying_flush: true, trace: false });
     assert!(result.failure.is_some(), "no violation in {} lineages", limit.cases);
+}
+
+/// P7: a write that the device acknowledged and lost, or did elsewhere, is reported or harmless.
+#[test]
+fn writes_that_go_astray_are_reported() {
+    let (mut refused, mut read) = (0, 0);
+    let cases = setting("ASTRAY_CASES").unwrap_or(3_000);
+    if setting("DBGALL").is_some() {
+        let mut bad = 0;
+        for seed in 0..cases {
+            if let Err(e) = astray::run(seed) { bad += 1; eprintln!("{seed}: {e}"); }
+        }
+        panic!("{bad}");
+    }
+    for seed in 0..cases {
+        match astray::run(seed).unwrap_or_else(|e| panic!("{e}\nseed {seed}")) {
+            astray::Found::Harmless => {}
+            astray::Found::Refused => refused += 1,
+            astray::Found::ByRead => read += 1,
+        }
+    }
+    eprintln!("{refused} refused, {read} named by reads, of {cases}");
+    assert!(refused * 4 > cases && read > 0, "{refused} refused, {read} named, of {cases}");
 }
