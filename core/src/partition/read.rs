@@ -156,22 +156,25 @@ impl<B: IoBackend> Partition<B> {
                 .load_index(self.shard.backend.as_ref(), pool, interval)
                 .await?;
             let chunk = context.config.read_chunk_bytes;
-<<<<<<< HEAD
-            // Offsets that were skipped lie between segments. What follows them may be only in
-            // the cache yet.
-            if from < segment.base_offset()
-                && let Some(fetched) =
-                    self.read_cached(segment.base_offset().min(end), limits, visibility)?
+            // What follows a gap may be only in the cache yet.
+            if start > from
+                && let Some(fetched) = self.read_cached(start, limits, visibility)?
             {
                 return Ok(fetched);
             }
-            let from = from.max(segment.base_offset());
-=======
->>>>>>> main
             let batches = segment
                 .read(pool, start, end, limits.bytes_max, chunk)
                 .await?;
             if batches.is_empty() {
+                // Truncated while the segment was read.
+                let (now, log_start) = (segment.end_offset.get(), offsets.log_start());
+                if now <= start {
+                    return Err(Error::OutOfRange {
+                        requested: start,
+                        start: log_start.min(now),
+                        end: now,
+                    });
+                }
                 let found = CorruptionKind::Misplaced("no batch holds the offset");
                 return Err(segment.corruption(0, start, Some(end), found));
             }
@@ -179,48 +182,11 @@ impl<B: IoBackend> Partition<B> {
             let (batches, next) = limit_records(batches, limits.records_max);
             return Ok(fetched(batches, next.unwrap_or(end)));
         }
-<<<<<<< HEAD
-        if let Some(failure) = mode_failure {
-            return Err(failure);
-        }
-        let state = self.state.borrow();
-        let start = state.offsets.log_start();
-        if start > from {
-            // Trimmed meanwhile.
-            return Err(Error::OutOfRange {
-                requested: from,
-                start,
-                end,
-            });
-        }
-        // Nothing in [from, end) although it is within the log: skipped offsets at its very end.
-        let mut with_records = state
-            .segments()
-            .rev()
-            .filter(|s| s.base_offset() < end && s.end_offset.get() > s.base_offset());
-        let stored_end = with_records.next().map_or(0, |s| s.end_offset.get());
-        drop(with_records);
-        if from >= stored_end {
-            drop(state);
-            return Ok(Fetched {
-                batches: Vec::new(),
-                next_offset: end,
-                log_start: offsets.log_start(),
-                durable: offsets.durable(),
-                log_end: offsets.log_end(),
-            });
-        }
-        let found = CorruptionKind::Misplaced("no batch holds the offset");
-        match state.segments().next_back() {
-            Some(last) => Err(last.corruption(0, from, Some(end), found)),
-            None => Err(Error::Closed),
-=======
         // A failed partition whose reopening failed too has let go of its segments; otherwise
         // there are only skipped offsets from here to the end.
         match mode_failure {
             Some(failure) => Err(failure),
             None => Ok(fetched(Vec::new(), end)),
->>>>>>> main
         }
     }
 
