@@ -100,8 +100,11 @@ fn simulation(seed: u64, options: Options) -> Sim {
     sim
 }
 
+/// A world without injected errors.
 pub(crate) fn fresh_world(seed: u64) -> Shared {
-    world(seed, false)
+    let world = world(seed, false);
+    world.borrow_mut().faults = false;
+    world
 }
 
 fn world(seed: u64, trace: bool) -> Shared {
@@ -113,6 +116,7 @@ fn world(seed: u64, trace: bool) -> Shared {
         loss: Loss::Nothing,
         rng: Rng(seed),
         coverage: Coverage::default(),
+        faults: true,
         faulty: false,
         opened: false,
         trace,
@@ -131,15 +135,28 @@ pub(crate) fn run_case(seed: u64, options: Options, total: &mut Coverage) -> Res
         let process = factory.process();
         let (kind, at, phases) = {
             let mut world = world.borrow_mut();
-            let kind =
-                if world.rng.chance(40) { CrashKind::Kill } else { CrashKind::PowerLoss };
+            let kind = if world.rng.chance(40) {
+                CrashKind::Kill
+            } else {
+                CrashKind::PowerLoss
+            };
             // Early crashes strike the recovery.
             let range = [12, 60, 150][usize::try_from(world.rng.below(3)).unwrap()];
-            (kind, sim.op_count() + 1 + world.rng.below(range), 2 + world.rng.below(8))
+            (
+                kind,
+                sim.op_count() + 1 + world.rng.below(range),
+                2 + world.rng.below(8),
+            )
         };
         world.borrow_mut().opened = false;
         sim.crash_at_op(at, kind);
-        let life = workload::life(sim.clone(), factory, Rc::clone(&world), config.clone(), phases);
+        let life = workload::life(
+            sim.clone(),
+            factory,
+            Rc::clone(&world),
+            config.clone(),
+            phases,
+        );
         let end = sim.try_block_on(life);
         sim.cancel_crash();
         let kind = match end {
@@ -223,16 +240,27 @@ fn two_crashes(seed: u64, kind: CrashKind, first: u64, second: u64) -> (u64, boo
         if let Some(at) = at {
             sim.crash_at_op(sim.op_count().saturating_add(at), kind);
         }
-        let life = workload::life(sim.clone(), factory, Rc::clone(&world), config.clone(), phases);
+        let life = workload::life(
+            sim.clone(),
+            factory,
+            Rc::clone(&world),
+            config.clone(),
+            phases,
+        );
         let end = sim.try_block_on(life);
         sim.cancel_crash();
         let crashed = matches!(end, Err(Stop::Crashed));
         if !crashed {
             let place = format!("seed {seed}, {kind:?} at {first}, then at {second}");
-            end.unwrap_or_else(|stop| Err(format!("P10 {stop:?}"))).expect(&place);
+            end.unwrap_or_else(|stop| Err(format!("P10 {stop:?}")))
+                .expect(&place);
             sim.power_loss();
         }
-        let loss = if kind == CrashKind::Kill && crashed { Loss::Kill } else { Loss::Power };
+        let loss = if kind == CrashKind::Kill && crashed {
+            Loss::Kill
+        } else {
+            Loss::Power
+        };
         let worst = world.borrow().loss.max(loss);
         world.borrow_mut().loss = worst;
         crashed

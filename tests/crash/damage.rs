@@ -7,6 +7,7 @@ use std::time::Duration;
 use alluvium::backends::sim::Sim;
 use alluvium::{Error, OnCorruption, Store};
 
+use crate::model::Loss;
 use crate::rng::Rng;
 use crate::workload::{self, Shared};
 
@@ -18,8 +19,14 @@ pub(crate) fn run(cases: u64) {
         readable += u64::from(rest);
     }
     // Not every byte matters: padding of dead segments, spares. Many do.
-    assert!(reported * 5 > cases, "only {reported} of {cases} damages were met");
-    assert!(readable * 10 > reported, "the rest was readable in only {readable} of {reported}");
+    assert!(
+        reported * 5 > cases,
+        "only {reported} of {cases} damages were met"
+    );
+    assert!(
+        readable * 10 > reported,
+        "the rest was readable in only {readable} of {reported}"
+    );
 }
 
 fn one(seed: u64) -> Result<(bool, bool), String> {
@@ -27,19 +34,26 @@ fn one(seed: u64) -> Result<(bool, bool), String> {
     let world = crate::case::fresh_world(seed);
     let mut config = workload::config(seed);
     config.retention_bytes = None;
-    let life = workload::life(sim.clone(), sim.new_process(), Rc::clone(&world), config.clone(), 6);
-    let rest = async {
-        life.await?;
-        // Long enough for every partition to be sealed.
-        sim.sleep(Duration::from_millis(50)).await;
-        Ok::<_, String>(())
-    };
-    sim.block_on(rest)?;
+    let life = workload::life(
+        sim.clone(),
+        sim.new_process(),
+        Rc::clone(&world),
+        config.clone(),
+        6,
+    );
+    sim.block_on(life)?;
     let mut rng = Rng(seed ^ 0xDA3A6E);
-    // The store is at rest: what it holds now is what must be found.
-    let again = workload::life(sim.clone(), fresh(&sim), Rc::clone(&world), config.clone(), 0);
+    // A second life settles what there is: that is what must be found.
     sim.power_loss();
-    sim.block_on(again)?;
+    world.borrow_mut().loss = Loss::Power;
+    let process = sim.new_process();
+    sim.block_on(workload::life(
+        sim.clone(),
+        process,
+        Rc::clone(&world),
+        config.clone(),
+        0,
+    ))?;
     sim.power_loss();
     let files: Vec<_> = sim
         .list_files()
@@ -51,18 +65,19 @@ fn one(seed: u64) -> Result<(bool, bool), String> {
     }
     let file = &files[usize::try_from(rng.below(files.len() as u64)).unwrap()];
     let len = sim.read_file(file).unwrap().len() as u64;
-    let at = if rng.chance(20) { rng.below(512) } else { 4096 + rng.below((len - 4096) / 2) };
+    let at = if rng.chance(20) {
+        rng.below(512)
+    } else {
+        4096 + rng.below((len - 4096) / 2)
+    };
     if rng.chance(50) {
-        sim.flip_bit(file, at, u8::try_from(rng.below(8)).unwrap()).unwrap();
+        sim.flip_bit(file, at, u8::try_from(rng.below(8)).unwrap())
+            .unwrap();
     } else {
         let sector = at / 512 * 512;
         sim.corrupt(file, sector..sector + 512).unwrap();
     }
     sim.block_on(check(&sim, &world, &config, rng))
-}
-
-fn fresh(sim: &Sim) -> alluvium::backends::sim::SimFactory {
-    sim.new_process()
 }
 
 /// Whether the damage was reported, and whether records were readable beside it.
@@ -75,7 +90,10 @@ async fn check(
     let open = |policy| {
         let mut config = config.clone();
         config.on_corruption = policy;
-        Store::builder("/store").config(config).backend(sim.new_process()).open()
+        Store::builder("/store")
+            .config(config)
+            .backend(sim.new_process())
+            .open()
     };
     let mut reported = false;
     let store = match open(OnCorruption::Refuse).await {

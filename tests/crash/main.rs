@@ -69,7 +69,10 @@ fn run_many(crashes: u64, first_seed: u64, options: Options) -> (Coverage, Optio
 fn no_crash_loses_alters_or_revives_a_record() {
     if let Some(seed) = number("SEED") {
         let mut coverage = Coverage::default();
-        let options = Options { trace: true, ..Options::default() };
+        let options = Options {
+            trace: true,
+            ..Options::default()
+        };
         let result = run_case(seed, options, &mut coverage);
         eprintln!("{coverage:#?}");
         assert_eq!(result.err(), None, "seed {seed}");
@@ -90,10 +93,16 @@ fn no_crash_loses_alters_or_revives_a_record() {
 /// The harness can fail: a disk that lies about its flush must be caught.
 #[test]
 fn a_lying_flush_is_caught() {
-    let options = Options { lying_flush: true, ..Options::default() };
+    let options = Options {
+        lying_flush: true,
+        ..Options::default()
+    };
     let (_, failure) = run_many(20_000, 1, options);
     let (_, violation) = failure.unwrap();
-    assert!(violation.starts_with("P1") || violation.contains("refused"), "{violation}");
+    assert!(
+        violation.starts_with("P1") || violation.contains("refused"),
+        "{violation}"
+    );
 }
 
 #[test]

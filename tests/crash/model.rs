@@ -76,7 +76,10 @@ impl Log {
     /// An offset was shown to somebody: it belongs to that record for ever.
     pub(crate) fn show(&mut self, offset: u64, name: Name) -> Verdict {
         if let Some(before) = self.shown.insert(offset, name) {
-            ensure!(before == name, "P5 offset {offset} was {before:?}, now it is {name:?}");
+            ensure!(
+                before == name,
+                "P5 offset {offset} was {before:?}, now it is {name:?}"
+            );
         }
         Ok(())
     }
@@ -109,9 +112,16 @@ impl Log {
     ) -> Verdict {
         let (start, end) = (offsets.log_start(), offsets.durable());
         ensure!(start <= end && end <= offsets.log_end(), "P2 {offsets:?}");
-        ensure!(start >= self.log_start, "P6 log start {start}, trimmed to {}", self.log_start);
+        ensure!(
+            start >= self.log_start,
+            "P6 log start {start}, trimmed to {}",
+            self.log_start
+        );
         let trims = [Some(self.log_start), self.trimming];
-        ensure!(retention || trims.contains(&Some(start)), "P1 log start {start} out of {trims:?}");
+        ensure!(
+            retention || trims.contains(&Some(start)),
+            "P1 log start {start} out of {trims:?}"
+        );
         // A truncation under way happened or it did not.
         let cut = self.truncating.filter(|to| end == *to);
         for (offset, (name, level)) in &self.records {
@@ -124,7 +134,10 @@ impl Log {
                 continue;
             }
             let now = found.get(offset);
-            ensure!(now == Some(name), "P1 {level:?} offset {offset} was {name:?}, is {now:?}");
+            ensure!(
+                now == Some(name),
+                "P1 {level:?} offset {offset} was {name:?}, is {now:?}"
+            );
         }
         if let Some(to) = self.truncating.filter(|_| cut.is_some()) {
             self.truncated(to);
@@ -134,7 +147,10 @@ impl Log {
         for (offset, name) in found {
             self.show(*offset, *name)?;
         }
-        self.records = found.iter().map(|(o, n)| (*o, (*n, Ack::Durable))).collect();
+        self.records = found
+            .iter()
+            .map(|(o, n)| (*o, (*n, Ack::Durable)))
+            .collect();
         self.log_start = start;
         self.durable = end;
         (self.trimming, self.truncating) = (None, None);
@@ -154,27 +170,44 @@ impl Log {
         let mut seen: BTreeMap<u64, (u64, u32, u32)> = BTreeMap::new();
         let mut last_of: BTreeMap<u64, u64> = BTreeMap::new();
         for (offset, Name { batch, index }) in found {
-            ensure!((start..end).contains(offset), "P6 offset {offset} outside [{start}, {end})");
+            ensure!(
+                (start..end).contains(offset),
+                "P6 offset {offset} outside [{start}, {end})"
+            );
             let Some(submitted) = self.submitted.get(batch) else {
-                return Err(format!("P4 offset {offset}: batch {batch} was never submitted here"));
+                return Err(format!(
+                    "P4 offset {offset}: batch {batch} was never submitted here"
+                ));
             };
-            let known = self.records.get(offset).is_some_and(|(n, _)| n.batch == *batch);
+            let known = self
+                .records
+                .get(offset)
+                .is_some_and(|(n, _)| n.batch == *batch);
             ensure!(
                 submitted.alive || known,
                 "P4/P6 offset {offset}: batch {batch} was cut, refused or lost, and came back"
             );
-            ensure!(submitted.opaque == opaque.contains(batch), "P1 kind of batch {batch}");
+            ensure!(
+                submitted.opaque == opaque.contains(batch),
+                "P1 kind of batch {batch}"
+            );
             let base = offset.wrapping_sub(u64::from(*index));
             match seen.get_mut(batch) {
                 None => {
                     let whole = *index == 0 || *offset == start;
-                    ensure!(whole, "P3 batch {batch} begins at index {index}, offset {offset}");
+                    ensure!(
+                        whole,
+                        "P3 batch {batch} begins at index {index}, offset {offset}"
+                    );
                     let last = last_of.insert(submitted.producer, *batch);
                     ensure!(last < Some(*batch), "P4 batch {batch} after {last:?}");
                     seen.insert(*batch, (base, *index, submitted.count));
                 }
                 Some((b, last, _)) => {
-                    ensure!(*b == base && *index == *last + 1, "P4 batch {batch} twice or torn");
+                    ensure!(
+                        *b == base && *index == *last + 1,
+                        "P4 batch {batch} twice or torn"
+                    );
                     *last = *index;
                 }
             }
@@ -182,7 +215,11 @@ impl Log {
         for (batch, (base, last, count)) in seen {
             let end_of = base.wrapping_add(u64::from(last) + 1);
             let clipped = cut == Some(end_of) || self.cuts_ever(end_of, batch);
-            ensure!(last + 1 == count || clipped, "P3 batch {batch}: {} of {count}", last + 1);
+            ensure!(
+                last + 1 == count || clipped,
+                "P3 batch {batch}: {} of {count}",
+                last + 1
+            );
         }
         Ok(())
     }

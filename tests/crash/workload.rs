@@ -28,6 +28,8 @@ pub(crate) struct World {
     pub(crate) loss: Loss,
     pub(crate) rng: Rng,
     pub(crate) coverage: Coverage,
+    /// Whether errors are injected.
+    pub(crate) faults: bool,
     /// An error was injected and may still strike.
     pub(crate) faulty: bool,
     pub(crate) opened: bool,
@@ -62,11 +64,21 @@ fn parse(bytes: &[u8]) -> Option<Name> {
 
 fn batch_of(id: u64, count: u32, opaque: bool) -> Batch {
     if opaque {
-        return Batch::opaque(&value(Name { batch: id, index: 0 }), count, None).unwrap();
+        return Batch::opaque(
+            &value(Name {
+                batch: id,
+                index: 0,
+            }),
+            count,
+            None,
+        )
+        .unwrap();
     }
     let mut builder = BatchBuilder::new();
     for index in 0..count {
-        builder.push_value(&value(Name { batch: id, index })).unwrap();
+        builder
+            .push_value(&value(Name { batch: id, index }))
+            .unwrap();
     }
     builder.finish().unwrap()
 }
@@ -83,7 +95,10 @@ pub(crate) async fn read_all(
     let mut at = offsets.log_start();
     while at < offsets.durable() {
         let bytes_max = 1 << rng.below(16);
-        let limits = ReadLimits { bytes_max, ..ReadLimits::default() };
+        let limits = ReadLimits {
+            bytes_max,
+            ..ReadLimits::default()
+        };
         let fetched = p.read(at, limits, Visibility::Durable).await?;
         for batch in &fetched.batches {
             if let Err(e) = take_batch(batch, &mut found, &mut opaque) {
@@ -107,18 +122,30 @@ fn take_batch(
 ) -> Verdict {
     if batch.is_opaque() {
         let name = parse(batch.body()).ok_or("P1 an opaque body is not ours")?;
-        ensure!(batch.body()[..] == value(name)[..], "P1 opaque batch {name:?} altered");
+        ensure!(
+            batch.body()[..] == value(name)[..],
+            "P1 opaque batch {name:?} altered"
+        );
         opaque.insert(name.batch);
         for offset in batch.first_offset()..batch.end_offset() {
             let index = u32::try_from(offset - batch.base_offset()).unwrap();
-            found.insert(offset, Name { batch: name.batch, index });
+            found.insert(
+                offset,
+                Name {
+                    batch: name.batch,
+                    index,
+                },
+            );
         }
         return Ok(());
     }
     for record in batch.records() {
         let record = record.map_err(|e| format!("P1 a record does not decode: {e}"))?;
         let name = parse(&record.value).ok_or("P1 a value is not ours")?;
-        ensure!(record.value[..] == value(name)[..], "P1 record {name:?} altered");
+        ensure!(
+            record.value[..] == value(name)[..],
+            "P1 record {name:?} altered"
+        );
         found.insert(record.offset, name);
     }
     Ok(())
@@ -181,13 +208,22 @@ pub(crate) async fn life(
             TailCase::Clean => coverage.clean += 1,
             TailCase::Unsealed => coverage.unsealed += 1,
             TailCase::Torn => coverage.torn += 1,
-            _ => return Err(format!("P7 damage reported where there is none: {partition}")),
+            _ => {
+                return Err(format!(
+                    "P7 damage reported where there is none: {partition}"
+                ));
+            }
         }
         coverage.skipped += u64::from(partition.skipped_offsets > 0);
     }
     let mut partitions = Vec::new();
-    let listed: BTreeSet<u64> =
-        store.list_partitions().await.map_err(|e| e.to_string())?.iter().map(|p| p.id).collect();
+    let listed: BTreeSet<u64> = store
+        .list_partitions()
+        .await
+        .map_err(|e| e.to_string())?
+        .iter()
+        .map(|p| p.id)
+        .collect();
     let known: Vec<u64> = world.borrow().logs.keys().copied().collect();
     for id in known {
         if !listed.contains(&id) {
@@ -198,7 +234,10 @@ pub(crate) async fn life(
     }
     for id in listed {
         let p = store.partition(id).await.map_err(|e| e.to_string())?;
-        ensure!(world.borrow().logs.contains_key(&id), "P4 partition {id} came back");
+        ensure!(
+            world.borrow().logs.contains_key(&id),
+            "P4 partition {id} came back"
+        );
         let loss = world.borrow().loss;
         judge(&world, &p, loss, retention).await?;
         partitions.push(p);
@@ -243,7 +282,9 @@ async fn judge(world: &Shared, p: &Partition, loss: Loss, retention: bool) -> Ve
     };
     let (found, opaque) = found;
     let mut world = world.borrow_mut();
-    let Some(log) = world.logs.get_mut(&p.id()) else { return Ok(()) };
+    let Some(log) = world.logs.get_mut(&p.id()) else {
+        return Ok(());
+    };
     log.judge(&found, &opaque, offsets, loss, retention)
         .map_err(|e| format!("{e}\n  partition {} after {loss:?}, {offsets:?}", p.id()))
 }
@@ -260,7 +301,10 @@ async fn settle(world: &Shared, p: &Partition, retention: bool) -> Result<bool, 
 }
 
 fn failed(e: &Error) -> bool {
-    matches!(e.class(), ErrorClass::PartitionFailed | ErrorClass::OutcomeUnknown)
+    matches!(
+        e.class(),
+        ErrorClass::PartitionFailed | ErrorClass::OutcomeUnknown
+    )
 }
 
 async fn phase(
@@ -276,7 +320,7 @@ async fn phase(
     }
     let n = usize::try_from(world.borrow_mut().rng.below(partitions.len() as u64)).unwrap();
     let p = partitions[n].clone();
-    let fault = world.borrow_mut().rng.chance(4);
+    let fault = world.borrow_mut().rng.chance(4) && world.borrow().faults;
     if fault {
         trace!(world, "a fault is armed at operation {}", sim.op_count());
         let mut world = world.borrow_mut();
@@ -288,7 +332,8 @@ async fn phase(
     let healthy = match draw {
         0..=59 => appends(sim, &p, world).await?,
         60..=69 => {
-            sim.sleep(Duration::from_millis(world.borrow_mut().rng.below(8))).await;
+            sim.sleep(Duration::from_millis(world.borrow_mut().rng.below(8)))
+                .await;
             true
         }
         70..=78 => trim(&p, world, retention).await?,
@@ -448,7 +493,9 @@ async fn appends(sim: &Sim, p: &Partition, world: &Shared) -> Result<bool, Strin
 /// Shows what a subscriber sees to the model; ends only with an error.
 async fn subscribe(p: &Partition, world: &Shared) -> Verdict {
     use futures_util::StreamExt as _;
-    let from = world.borrow().logs[&p.id()].durable.max(p.offsets().log_start());
+    let from = world.borrow().logs[&p.id()]
+        .durable
+        .max(p.offsets().log_start());
     let mut stream = Box::pin(p.subscribe(from.min(p.offsets().durable())));
     while let Some(item) = stream.next().await {
         let Ok(fetched) = item else { break };
@@ -487,8 +534,18 @@ async fn produce(sim: &Sim, p: &Partition, world: &Shared, weak: bool) -> Result
                 _ => Ack::Durable,
             };
             let how = world.rng.below(10);
-            let submitted = Submitted { count, opaque, producer, alive: true };
-            world.logs.get_mut(&p.id()).unwrap().submitted.insert(id, submitted);
+            let submitted = Submitted {
+                count,
+                opaque,
+                producer,
+                alive: true,
+            };
+            world
+                .logs
+                .get_mut(&p.id())
+                .unwrap()
+                .submitted
+                .insert(id, submitted);
             (id, count, opaque, level, how)
         };
         let batch = batch_of(id, count, opaque);

@@ -57,6 +57,9 @@ pub enum FormatError {
         /// Checksum of the body read.
         computed: u32,
     },
+    /// The two copies of a segment's header differ.
+    #[error("the two copies of the segment header differ")]
+    HeaderCopies,
     /// Bytes that must be zero are not.
     #[error("padding is not zero")]
     NonZeroPadding,

@@ -33,8 +33,7 @@ pub const CHECKSUM_CRC32: u8 = 1;
 /// Smallest unit that a device is assumed to write whole or not at all, in bytes.
 pub const SECTOR_LEN: usize = 512;
 
-/// Length of a segment's header block in bytes. Only its first sector is not zero, so a device
-/// that writes sectors whole writes the header whole.
+/// Length of a segment's header block in bytes: two copies of one sector, the rest zero.
 pub const SEGMENT_HEADER_LEN: usize = 4096;
 
 /// Length of the STORE file in bytes.

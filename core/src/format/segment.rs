@@ -100,7 +100,7 @@ pub struct SegmentHeader {
 }
 
 impl SegmentHeader {
-    /// The header block, [`SEGMENT_HEADER_LEN`] bytes, all zero after the first sector.
+    /// The header block, [`SEGMENT_HEADER_LEN`] bytes: two copies of one sector, zeros between.
     ///
     /// # Panics
     /// When the alignment is not a power of two from 512 to 4096: a header with it could never
@@ -131,6 +131,7 @@ impl SegmentHeader {
             .u64(self.capacity_bytes)
             .i64(self.created_ms);
         put_sector_checksum(&mut block);
+        block.copy_within(..SECTOR_LEN, SECOND_COPY_AT);
         block
     }
 
@@ -139,9 +140,39 @@ impl SegmentHeader {
     /// Magic, then version, then algorithm, then checksum: a later version may compute or place
     /// its checksum in another way, and "written by a newer release" must not be reported as
     /// damage. A version field that was hit by damage reads as unsupported, which is refused too.
+    ///
+    /// One sound copy is enough. When both are sound and differ, a write of the block was cut
+    /// short by a crash: the one with the higher sequence is the newer, and either would do, for
+    /// nothing relied on that write yet.
     pub fn decode(block: &[u8]) -> Result<Self, FormatError> {
-        let block = open_sector(block, SEGMENT_HEADER_LEN, MAGIC)?;
-        let mut get = Get::new(&block[PREAMBLE_LEN..]);
+        let [first, second] = copies(block)?.map(Self::decode_sector);
+        match (first, second) {
+            (Ok(first), Ok(second)) if second.sequence > first.sequence => Ok(second),
+            (Err(e), Err(_)) => Err(e),
+            (Ok(sound), _) | (Err(_), Ok(sound)) => Ok(sound),
+        }
+    }
+
+    /// Checks that the block is as [`encode`](Self::encode) makes it: both copies sound and the
+    /// same, everything else zero. [`decode`](Self::decode) asks for less.
+    pub fn check_block(block: &[u8]) -> Result<Self, FormatError> {
+        let [first, second] = copies(block)?;
+        let header = Self::decode_sector(first)?;
+        if Self::decode_sector(second)? != header {
+            return Err(FormatError::HeaderCopies);
+        }
+        let between = &block[SECTOR_LEN..SECOND_COPY_AT];
+        let after = &block[SECOND_COPY_AT + SECTOR_LEN..SEGMENT_HEADER_LEN];
+        if is_zero(between) && is_zero(after) {
+            Ok(header)
+        } else {
+            Err(FormatError::NonZeroPadding)
+        }
+    }
+
+    fn decode_sector(sector: &[u8]) -> Result<Self, FormatError> {
+        let sector = open_sector(sector, SECTOR_LEN, MAGIC)?;
+        let mut get = Get::new(&sector[PREAMBLE_LEN..]);
         let kind = SegmentKind::from_byte(get.u8()?)?;
         let log2 = get.u8()?;
         let zero = get.u8()?;
@@ -168,14 +199,25 @@ impl SegmentHeader {
                 _ => return Err(FormatError::BadAlignment { log2 }),
             },
         };
-        if zero != 0
-            || !is_zero(&block[FIELDS_END..SECTOR_CRC_AT])
-            || !is_zero(&block[SECTOR_LEN..])
-        {
+        if zero != 0 || !is_zero(&sector[FIELDS_END..SECTOR_CRC_AT]) {
             return Err(FormatError::NonZeroPadding);
         }
         Ok(header)
     }
+}
+
+/// The two sectors of a header block that hold the header.
+fn copies(block: &[u8]) -> Result<[&[u8]; 2], FormatError> {
+    let Some(block) = block.get(..SEGMENT_HEADER_LEN) else {
+        return Err(FormatError::Truncated {
+            need: SEGMENT_HEADER_LEN,
+            have: block.len(),
+        });
+    };
+    Ok([
+        &block[..SECTOR_LEN],
+        &block[SECOND_COPY_AT..SECOND_COPY_AT + SECTOR_LEN],
+    ])
 }
 
 /// Checks everything that the STORE file and segment headers have in common, and returns exactly
@@ -228,6 +270,8 @@ fn alignment_log2(alignment: u32) -> u8 {
 }
 
 const MAGIC: [u8; 8] = *b"ALLUVSEG";
+/// Where the second copy of the header's sector lies.
+const SECOND_COPY_AT: usize = SEGMENT_HEADER_LEN / 2;
 /// Magic, version and checksum algorithm: the part that no version will ever move.
 pub(super) const PREAMBLE_LEN: usize = 11;
 /// Position of the sector's checksum, which covers everything before it.

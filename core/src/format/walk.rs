@@ -109,7 +109,7 @@ pub struct WalkSummary {
 /// assert_eq!((flaw.position, flaw.fault), (0, WalkFault::Format(FormatError::BadMagic)));
 /// ```
 pub fn walk_segment(bytes: &Bytes) -> Result<WalkSummary, WalkError> {
-    let header = SegmentHeader::decode(bytes).map_err(|error| WalkError {
+    let header = SegmentHeader::check_block(bytes).map_err(|error| WalkError {
         position: 0,
         fault: error.into(),
     })?;

@@ -156,8 +156,8 @@ impl<B: IoBackend> Partition<B> {
                 .load_index(self.shard.backend.as_ref(), pool, interval)
                 .await?;
             let chunk = context.config.read_chunk_bytes;
-            // What follows a gap may be only in the cache yet.
-            if start > from
+            // What follows skipped offsets may be only in the cache yet.
+            if from < start
                 && let Some(fetched) = self.read_cached(start, limits, visibility)?
             {
                 return Ok(fetched);
@@ -166,13 +166,14 @@ impl<B: IoBackend> Partition<B> {
                 .read(pool, start, end, limits.bytes_max, chunk)
                 .await?;
             if batches.is_empty() {
-                // Truncated while the segment was read.
-                let (now, log_start) = (segment.end_offset.get(), offsets.log_start());
-                if now <= start {
+                let now = self.state.borrow().offsets;
+                let cut = segment.end_offset.get() <= start;
+                if now.log_start() > from || cut {
+                    // Trimmed or truncated meanwhile.
                     return Err(Error::OutOfRange {
-                        requested: start,
-                        start: log_start.min(now),
-                        end: now,
+                        requested: from,
+                        start: now.log_start(),
+                        end: if cut { now.durable() } else { end },
                     });
                 }
                 let found = CorruptionKind::Misplaced("no batch holds the offset");

@@ -14,7 +14,7 @@ use super::report::PartitionReport;
 use crate::config::{OnCorruption, StoreConfig};
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentKind};
-use crate::io::{BUFFER_ALIGNMENT, BufPool, Durability, IoBackend, IoFile};
+use crate::io::{AlignedBuf, BUFFER_ALIGNMENT, BufPool, Durability, IoBackend, IoFile};
 use crate::offset::Offsets;
 use crate::segment::{
     ActiveSegment, Cursor, Scan, Segment, SpareFile, SpareRequest, SparseIndex, Stop,
@@ -362,7 +362,13 @@ async fn make_writable<B: IoBackend>(
             lengthened.map_err(|e| Error::io("lengthen", &segment.path, e))?;
         }
     }
-    rewrite(&segment, &context.pool, 0, SEGMENT_HEADER_LEN as u64).await?;
+    let mut block = AlignedBuf::with_capacity(SEGMENT_HEADER_LEN);
+    block.extend_from_slice(&segment.header.encode());
+    let written = segment
+        .file
+        .write_all_at(block.freeze(), 0, Durability::Durable)
+        .await;
+    written.map_err(|e| Error::io("write", &segment.path, e))?;
     log.report.rewritten_bytes = rewrite(
         &segment,
         &context.pool,
@@ -441,6 +447,7 @@ async fn next_segment<B: IoBackend>(
         link: log.link,
         base_offset: header_base,
         prev_end_offset: end,
+        prev_end_position: log.sealed.last().map_or(0, |s| s.end_position.get()),
         generation: log.generation,
         log_start: log.offsets.log_start(),
         reserved_end: log.reserved_end,
@@ -491,6 +498,8 @@ pub(crate) struct NextHeader<'a, F> {
     pub(crate) link: u32,
     pub(crate) base_offset: u64,
     pub(crate) prev_end_offset: u64,
+    /// Byte position up to which the bytes of `previous` count.
+    pub(crate) prev_end_position: u64,
     pub(crate) generation: u32,
     pub(crate) log_start: u64,
     pub(crate) reserved_end: u64,
@@ -514,7 +523,7 @@ impl<F: IoFile> NextHeader<'_, F> {
             base_offset: self.base_offset,
             prev_identity: self.previous.map_or(0, |s| s.header.identity),
             prev_end_offset: self.prev_end_offset,
-            prev_end_position: self.previous.map_or(0, |s| s.end_position.get()),
+            prev_end_position: self.prev_end_position,
             prev_header_crc: self.link,
             log_start: self.log_start,
             reserved_end: self.reserved_end,

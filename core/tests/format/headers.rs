@@ -6,24 +6,34 @@ use crate::inputs::segment_header;
 
 #[test]
 fn versions_and_algorithms_are_judged_before_the_checksum() {
-    let mut block = segment_header().encode();
-    block[8] = 2;
+    let block = segment_header().encode();
+    // Damage in both copies; in one alone it is passed over, but for a version that is too new.
+    let damaged = |at: usize, byte: u8, copies: &[usize]| {
+        let mut block = block.clone();
+        for copy in copies {
+            block[copy * 2048 + at] = byte;
+        }
+        (
+            SegmentHeader::decode(&block),
+            SegmentHeader::check_block(&block),
+        )
+    };
+    let too_new = Err(FormatError::UnsupportedVersion { found: 2 });
+    assert_eq!(damaged(8, 2, &[0, 1]).0, too_new);
     assert_eq!(
-        SegmentHeader::decode(&block),
-        Err(FormatError::UnsupportedVersion { found: 2 })
+        damaged(8, 2, &[0]).0,
+        Ok(segment_header()),
+        "one flipped bit is damage"
     );
-    block[8] = 1;
-    block[10] = 9;
-    assert_eq!(
-        SegmentHeader::decode(&block),
-        Err(FormatError::UnsupportedChecksum { found: 9 })
-    );
-    block[10] = 1;
-    block[4095] = 1;
-    assert_eq!(
-        SegmentHeader::decode(&block),
-        Err(FormatError::NonZeroPadding)
-    );
+    let unknown = Err(FormatError::UnsupportedChecksum { found: 9 });
+    assert_eq!(damaged(10, 9, &[0, 1]).0, unknown);
+    for copy in [0, 1] {
+        let (found, strict) = damaged(100, 0xFF, &[copy]);
+        assert_eq!(found, Ok(segment_header()), "one sound copy is enough");
+        assert!(strict.is_err(), "but the block is not as it was written");
+    }
+    assert!(damaged(100, 0xFF, &[0, 1]).0.is_err());
+    assert_eq!(damaged(600, 1, &[0]).1, Err(FormatError::NonZeroPadding));
     assert_eq!(
         SegmentHeader::decode(&block[..4095]),
         Err(FormatError::Truncated {

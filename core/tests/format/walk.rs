@@ -121,6 +121,30 @@ fn control_batches_that_go_back_are_found() {
             reserved_end: 999,
             ..good
         }),
-        Some(WalkFault::Control)
+        None,
+        "a seal gives reservations back"
     );
+}
+
+/// A write of the header block that was cut short leaves one header or the other.
+#[test]
+fn a_header_block_that_was_written_in_part_reads_as_the_old_or_the_new() {
+    use alluvium_core::format::SegmentHeader;
+    let old = crate::inputs::segment_header();
+    let new = SegmentHeader {
+        sequence: old.sequence + 1,
+        identity: 99,
+        ..old
+    };
+    let (before, after) = (old.encode(), new.encode());
+    for cut in 0..=4096 {
+        let mut block = before.clone();
+        block[..cut].copy_from_slice(&after[..cut]);
+        let found = SegmentHeader::decode(&block).unwrap();
+        assert!(found == old || found == new, "cut at {cut}");
+        let mut block = after.clone();
+        block[..cut].copy_from_slice(&before[..cut]);
+        let found = SegmentHeader::decode(&block).unwrap();
+        assert!(found == old || found == new, "only the end from {cut} on");
+    }
 }

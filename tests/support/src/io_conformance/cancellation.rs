@@ -151,7 +151,10 @@ async fn dropped_operations_leak_no_descriptor<B: IoBackend>(ctx: Ctx<B>) {
         poll_once(ctx.backend.sync_dir(&ctx.dir)).await;
         drop(poll_once(ctx.backend.open(&path, OpenOptions::READ)).await);
     }
-    eventually(&ctx, "descriptors leak", || open_descriptors(&ctx.dir) <= before).await;
+    eventually(&ctx, "descriptors leak", || {
+        open_descriptors(&ctx.dir) <= before
+    })
+    .await;
     let file = ctx
         .backend
         .open(&ctx.path("file"), OpenOptions::READ)
