@@ -26,6 +26,8 @@ struct Continuation<F> {
     link: u32,
     /// End offset of the predecessor.
     end: u64,
+    /// Byte position up to which the predecessor's bytes count.
+    end_position: u64,
     /// First offset of the new segment; beyond `end` when offsets are skipped.
     base: u64,
     log_start: u64,
@@ -150,6 +152,7 @@ impl<B: IoBackend> Partition<B> {
                 end.max(state.reserved_placed)
             },
             end: previous.as_ref().map_or(end, |s| s.end_offset.get()),
+            end_position: previous.as_ref().map_or(0, |s| s.end_position.get()),
             previous,
             log_start: state.offsets.log_start(),
             reserved_end: state.reserved_placed.max(end),
@@ -171,6 +174,7 @@ impl<B: IoBackend> Partition<B> {
             link: next.link,
             base_offset: next.base,
             prev_end_offset: next.end,
+            prev_end_position: next.end_position,
             generation: next.generation,
             log_start: next.log_start,
             reserved_end: next.reserved_end,
@@ -305,10 +309,15 @@ impl<B: IoBackend> Partition<B> {
         let spare = self.take_spare().await?;
         let generation = self.state.borrow().generation.saturating_add(1);
         let end = target.as_ref().map_or(to, |t| t.end_offset.get().min(to));
+        let end_position = match &target {
+            Some(target) => target.cut_position(&self.context.pool, end).await?,
+            None => 0,
+        };
         let next = Continuation {
             previous: target.clone(),
             link,
             end,
+            end_position,
             base: to,
             log_start: offsets.log_start(),
             reserved_end: to,
@@ -324,21 +333,10 @@ impl<B: IoBackend> Partition<B> {
         target: Option<Rc<Segment<B::File>>>,
     ) -> Result<()> {
         let (to, end, generation) = (next.base, next.end, next.generation);
-        // The new header names the place up to which the target's bytes count.
-        let uncut = match &target {
-            Some(target) => {
-                let position = target.cut_position(&self.context.pool, end).await?;
-                Some(target.end_position.replace(position))
-            }
-            None => None,
-        };
+        let end_position = next.end_position;
         self.state.borrow_mut().truncating = Some(to);
-        if let Err(e) = self.install(spare, next).await {
-            if let Some((target, position)) = target.as_ref().zip(uncut) {
-                target.end_position.set(position);
-            }
-            return Err(e);
-        }
+        // Readers see the target whole until then.
+        self.install(spare, next).await?;
         // From here on the cut is final; the rest is memory and housekeeping.
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
@@ -354,6 +352,7 @@ impl<B: IoBackend> Partition<B> {
         state.retired.extend(dead);
         if let Some(target) = target {
             target.end_offset.set(end);
+            target.end_position.set(end_position);
         }
         state.truncating = None;
         state.generation = generation;
@@ -503,6 +502,7 @@ pub(crate) async fn create_partition<B: IoBackend>(
         link: 0,
         base_offset: 0,
         prev_end_offset: 0,
+        prev_end_position: 0,
         generation: 1,
         log_start: 0,
         reserved_end: 0,

@@ -166,14 +166,14 @@ impl<B: IoBackend> Partition<B> {
                 .read(pool, start, end, limits.bytes_max, chunk)
                 .await?;
             if batches.is_empty() {
-                let now = self.state.borrow().offsets.log_start();
-                if now > from {
-                    // Trimmed meanwhile.
-                    let (requested, start) = (from, now);
+                let now = self.state.borrow().offsets;
+                let cut = segment.end_offset.get() <= start;
+                if now.log_start() > from || cut {
+                    // Trimmed or truncated meanwhile.
                     return Err(Error::OutOfRange {
-                        requested,
-                        start,
-                        end,
+                        requested: from,
+                        start: now.log_start(),
+                        end: if cut { now.durable() } else { end },
                     });
                 }
                 let found = CorruptionKind::Misplaced("no batch holds the offset");
