@@ -202,7 +202,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::PartitionExists`], [`Error::PartitionBusy`], [`Error::NoSpace`],
-    /// [`Error::ReadOnly`], [`Error::Io`]: in each case nothing was created.
+    /// [`Error::ReadOnly`], [`Error::Io`]: in each case nothing was created. (After [`Error::Io`] a
+    /// crash may bring the partition back, empty.)
     pub async fn create_partition(&self, id: u64) -> Result<Partition> {
         let mailbox = self.shard_of(id)?;
         let adopted = mailbox.ask(|reply| Command::Create { id, reply }).await?;

@@ -186,7 +186,13 @@ impl Sim {
 
     /// Forgets a scripted crash that has not happened yet.
     pub fn cancel_crash(&self) {
-        self.lock().faults.crash = None;
+        let mut world = self.lock();
+        world.faults.crash = None;
+        for key in world.ops.keys(|op| op.crash.is_some()) {
+            if let Some(op) = world.ops.get_mut(key) {
+                op.crash = None;
+            }
+        }
     }
 
     /// Operations that change the disk, begun so far: writes, syncs of files and directories,
@@ -203,6 +209,13 @@ impl Sim {
             .faults
             .fail
             .insert(n, Errno::from_raw_os_error(errno));
+    }
+
+    /// Forgets failures of operations and reads that have not happened yet.
+    pub fn cancel_failures(&self) {
+        let mut world = self.lock();
+        world.faults.fail.clear();
+        world.faults.fail_reads.clear();
     }
 
     /// Lets the `n`-th read (see [`Counters::reads`]) fail with `errno`.

@@ -117,7 +117,7 @@ impl<B: IoBackend> Partition<B> {
         if let Some(fetched) = self.read_cached(from, limits, visibility)? {
             return Ok(fetched);
         }
-        let (offsets, mode_failure, candidates) = {
+        let (offsets, generation, mode_failure, candidates) = {
             let state = self.state.borrow();
             let segments: Vec<_> = state.segments().cloned().collect();
             // The last segment that starts at or below `from`; its successors if it ends below.
@@ -128,7 +128,13 @@ impl<B: IoBackend> Partition<B> {
                 Mode::Failed(cause) if segments.is_empty() => Some(self.failed(cause)),
                 _ => None,
             };
-            (state.offsets, failure, segments.into_iter().skip(first))
+            let generation = state.generation;
+            (
+                state.offsets,
+                generation,
+                failure,
+                segments.into_iter().skip(first),
+            )
         };
         let end = match visibility {
             Visibility::Durable => offsets.durable(),
@@ -162,9 +168,14 @@ impl<B: IoBackend> Partition<B> {
             {
                 return Ok(fetched);
             }
-            let batches = segment
+            let read = segment
                 .read(pool, start, end, limits.bytes_max, chunk)
-                .await?;
+                .await;
+            if self.state.borrow().generation != generation {
+                // A truncation came in between: what was looked at is not the log any more.
+                return Box::pin(self.read(from, limits, visibility)).await;
+            }
+            let batches = read?;
             if batches.is_empty() {
                 let now = self.state.borrow().offsets;
                 let cut = segment.end_offset.get() <= start;

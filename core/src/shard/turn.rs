@@ -306,7 +306,7 @@ impl<B: IoBackend> Shard<B> {
         if self.read_only {
             return Err(Error::ReadOnly { id });
         }
-        let _busy = self.reserve(id)?;
+        let busy = self.reserve(id)?;
         if self.state.borrow().partitions.contains_key(&id) {
             return Err(Error::PartitionExists { id });
         }
@@ -320,7 +320,24 @@ impl<B: IoBackend> Shard<B> {
         let log = match create_partition(backend, &context, &self.path, &temporary).await {
             Ok(log) => log,
             Err(e) => {
-                if remove_tree(backend, &temporary).await.is_err() {
+                // It may have failed after the directory had got its name. Two directories of one
+                // partition must never be: the id stays busy if this one cannot be withdrawn.
+                let (dir, deleted) = (found.dir(&self.path), found.dir_deleted(&self.path));
+                let withdrawn = match backend.rename(&dir, &deleted).await {
+                    // Its files may go when a crash cannot bring the name back any more.
+                    Ok(()) => {
+                        backend.sync_dir(&self.path).await.is_ok()
+                            && remove_tree(backend, &deleted).await.is_ok()
+                    }
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                        remove_tree(backend, &temporary).await.is_ok()
+                    }
+                    Err(_) => {
+                        std::mem::forget(busy);
+                        false
+                    }
+                };
+                if !withdrawn {
                     self.shared.stats.housekeeping_failed();
                 }
                 return Err(e);

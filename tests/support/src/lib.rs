@@ -11,6 +11,7 @@
 
 pub mod io_conformance;
 pub mod logs;
+pub mod promises;
 pub mod store_conformance;
 
 use std::sync::Mutex;

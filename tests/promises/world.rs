@@ -1,0 +1,232 @@
+//! What the clients of one lineage share: the machine, the model, the first violation.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use alluvium::backends::sim::Sim;
+use alluvium::{Appended, Error, Partition, ReadLimits, Visibility};
+use alluvium_testkit::promises::{BatchId, Life, Survival, Violation, observe};
+
+use crate::coverage::Coverage;
+
+/// Whether a partition is there, as far as its clients know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Presence {
+    Absent,
+    Creating,
+    Present,
+    Deleting,
+}
+
+/// One partition id.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) id: u64,
+    pub(crate) presence: Presence,
+    pub(crate) incarnation: Option<u32>,
+    pub(crate) life: Life,
+    pub(crate) handle: Option<Partition>,
+    /// A client was told of a failed write or sync.
+    pub(crate) failed: bool,
+}
+
+/// Everything of one lineage.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) lives: u32,
+    pub(crate) retention: bool,
+    pub(crate) violation: Option<Violation>,
+    pub(crate) coverage: Coverage,
+    pub(crate) trace: bool,
+}
+
+/// The world, shared by the clients; never borrowed over an await.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) sim: Rc<Sim>,
+    world: Rc<RefCell<World>>,
+}
+
+impl Shared {
+    pub(crate) fn new(sim: Sim, partitions: u64, retention: bool, trace: bool) -> Self {
+        let slot = |id| Slot {
+            id,
+            presence: Presence::Absent,
+            incarnation: None,
+            life: Life::new(0, retention),
+            handle: None,
+            failed: false,
+        };
+        let world = World {
+            slots: (1..=partitions).map(slot).collect(),
+            lives: 0,
+            retention,
+            violation: None,
+            coverage: Coverage::default(),
+            trace,
+        };
+        Self {
+            sim: Rc::new(sim),
+            world: Rc::new(RefCell::new(world)),
+        }
+    }
+
+    pub(crate) fn with<T>(&self, f: impl FnOnce(&mut World) -> T) -> T {
+        f(&mut self.world.borrow_mut())
+    }
+
+    pub(crate) fn slot<T>(&self, n: usize, f: impl FnOnce(&mut Slot) -> T) -> T {
+        f(&mut self.world.borrow_mut().slots[n])
+    }
+
+    pub(crate) fn count(&self, f: impl FnOnce(&mut Coverage)) {
+        f(&mut self.world.borrow_mut().coverage);
+    }
+
+    /// Tells what happens, when one seed is looked at.
+    pub(crate) fn note(&self, text: impl FnOnce() -> String) {
+        if self.with(|w| w.trace) {
+            eprintln!(
+                "{:>12?} op {:>4}  {}",
+                self.sim.now(),
+                self.sim.op_count(),
+                text()
+            );
+        }
+    }
+
+    /// Keeps the first violation.
+    pub(crate) fn check(&self, result: Result<(), Violation>) {
+        if let Err(violation) = result {
+            self.note(|| format!("VIOLATION {violation}"));
+            self.with(|w| w.violation.get_or_insert(violation).promise);
+        }
+    }
+
+    pub(crate) fn violate(&self, promise: &'static str, detail: String) {
+        self.check(Err(Violation::new(promise, detail)));
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.with(|w| w.violation.is_some())
+    }
+
+    /// A handle to partition `n`, when there is one that works.
+    pub(crate) fn handle(&self, n: usize) -> Option<Partition> {
+        self.slot(n, |s| {
+            let usable = s.presence == Presence::Present && !s.failed;
+            s.handle.clone().filter(|_| usable)
+        })
+    }
+
+    /// The life of partition `n`, if it is still the one that `incarnation` belongs to.
+    pub(crate) fn life<T>(
+        &self,
+        n: usize,
+        handle: &Partition,
+        f: impl FnOnce(&mut Life) -> T,
+    ) -> Option<T> {
+        self.slot(n, |s| {
+            (s.incarnation == Some(handle.incarnation())).then(|| f(&mut s.life))
+        })
+    }
+
+    /// Notes the answer to an append.
+    pub(crate) fn answered(
+        &self,
+        n: usize,
+        handle: &Partition,
+        id: BatchId,
+        result: Result<Appended, Error>,
+    ) {
+        self.note(|| format!("partition {} {id}: {result:?}", handle.id()));
+        match result {
+            Ok(appended) => {
+                let offsets = handle.offsets();
+                let checked = self.life(n, handle, |l| l.acknowledged(id, appended, offsets));
+                self.check(checked.unwrap_or(Ok(())));
+                self.count(|c| match appended.level {
+                    alluvium::Ack::Accepted => c.acks_accepted += 1,
+                    alluvium::Ack::Written => c.acks_written += 1,
+                    alluvium::Ack::Durable => c.acks_durable += 1,
+                });
+            }
+            Err(e) => {
+                if e.is_not_applied() {
+                    self.life(n, handle, |l| l.refused(id));
+                    self.count(|c| c.refused += 1);
+                } else {
+                    self.count(|c| c.outcome_unknown += 1);
+                }
+                self.failed(n, handle, &e);
+            }
+        }
+    }
+
+    /// Looks at an error that a running store gave.
+    pub(crate) fn failed(&self, n: usize, handle: &Partition, error: &Error) {
+        match error {
+            Error::PartitionFailed { .. } | Error::OutcomeUnknown { .. } => {
+                let mine = Some(handle.incarnation());
+                self.slot(n, |s| s.failed |= s.incarnation == mine);
+            }
+            Error::NoSpace { .. } => self.count(|c| c.no_space_answers += 1),
+            Error::Corrupt(_) => self.violate("P1", format!("of sound bytes: {error}")),
+            Error::ShardDead { .. } => self.violate("P10", error.to_string()),
+            _ => {}
+        }
+    }
+
+    /// Reads all of partition `n` and compares it with the model; nothing else may run.
+    pub(crate) async fn verify(&self, n: usize, handle: &Partition, survival: Survival) {
+        let mut seen = Vec::new();
+        let mut offsets = handle.offsets();
+        let mut at = offsets.log_start();
+        while at < offsets.durable() {
+            let limits = if at % 2 == 0 {
+                ReadLimits::default()
+            } else {
+                ReadLimits {
+                    bytes_max: 700,
+                    records_max: 5,
+                }
+            };
+            match handle.read(at, limits, Visibility::Durable).await {
+                Ok(fetched) => {
+                    let found = self.slot(n, |s| observe(&s.life, &fetched));
+                    match found {
+                        Ok(found) => seen.extend(found),
+                        Err(violation) => return self.check(Err(violation)),
+                    }
+                    if fetched.next_offset <= at {
+                        let text = format!("a read at {at} of {offsets:?} makes no progress");
+                        return self.violate("P10", text);
+                    }
+                    at = fetched.next_offset;
+                }
+                // Retention has moved the start meanwhile.
+                Err(Error::OutOfRange { start, .. }) if start > at => {
+                    seen.clear();
+                    offsets = handle.offsets();
+                    at = offsets.log_start();
+                }
+                Err(e) => return self.violate("P1", format!("read at {at} of {offsets:?}: {e}")),
+            }
+        }
+        if offsets.durable() != offsets.log_end() {
+            return self.violate("P2", format!("recovered, but not durable: {offsets:?}"));
+        }
+        self.count(|c| c.records_read += seen.len() as u64);
+        let result = self.slot(n, |s| {
+            let (before, doubt) = (s.life.weak_lost, s.life.is_cutting());
+            let result = s.life.recovered(survival, offsets, &seen);
+            (result, s.life.weak_lost - before, doubt)
+        });
+        self.count(|c| {
+            c.weak_batches_lost += result.1;
+            c.truncations_in_doubt += u64::from(result.2);
+        });
+        self.check(result.0);
+    }
+}
