@@ -263,8 +263,12 @@ fn a_newer_version_is_told_from_damage() {
         let mut newer = files.clone();
         // Magic, then the version; whatever follows may be of a shape unknown today.
         let bytes = newer.get_mut(path).unwrap();
-        bytes[8..10].copy_from_slice(&2_u16.to_le_bytes());
-        bytes[12..64].fill(0xEE);
+        // A segment has its header twice.
+        let copies = if is_segment { &[0, 2048][..] } else { &[0] };
+        for at in copies {
+            bytes[at + 8..at + 10].copy_from_slice(&2_u16.to_le_bytes());
+            bytes[at + 12..at + 64].fill(0xEE);
+        }
         let sim = machine_from(&newer);
         let e = sim.block_on(try_open(&sim, tiny)).unwrap_err();
         check_answers(&e);

@@ -361,8 +361,13 @@ fn a_poisoned_partition_can_be_deleted_and_closed() {
             if delete {
                 store.delete_partition(&p).await.unwrap();
                 store.create_partition(1).await.unwrap();
+                close(&store).await;
+            } else {
+                // It ends all the same.
+                let e = store.close(Duration::from_secs(9)).await.unwrap_err();
+                check_answers(&e);
+                assert!(matches!(e, Error::PartitionFailed { id: 1, .. }), "{e}");
             }
-            close(&store).await;
             let store = open(&sim).await;
             let p = store.partition(1).await.unwrap();
             assert_eq!(p.offsets().log_end() >= 10, !delete);

@@ -9,6 +9,7 @@
 mod acknowledgement;
 mod cancellation;
 mod cancellation_real;
+mod concurrency;
 mod damage;
 mod errors;
 mod failure;

@@ -156,6 +156,7 @@ pub(crate) fn run_case(seed: u64, options: Options, total: &mut Coverage) -> Res
             Rc::clone(&world),
             config.clone(),
             phases,
+            false,
         );
         let end = sim.try_block_on(life);
         sim.cancel_crash();
@@ -246,6 +247,7 @@ fn two_crashes(seed: u64, kind: CrashKind, first: u64, second: u64) -> (u64, boo
             Rc::clone(&world),
             config.clone(),
             phases,
+            false,
         );
         let end = sim.try_block_on(life);
         sim.cancel_crash();

@@ -7,7 +7,6 @@ use std::time::Duration;
 use alluvium::backends::sim::Sim;
 use alluvium::{Error, OnCorruption, Store};
 
-use crate::model::Loss;
 use crate::rng::Rng;
 use crate::workload::{self, Shared};
 
@@ -34,26 +33,18 @@ fn one(seed: u64) -> Result<(bool, bool), String> {
     let world = crate::case::fresh_world(seed);
     let mut config = workload::config(seed);
     config.retention_bytes = None;
-    let life = workload::life(
-        sim.clone(),
-        sim.new_process(),
-        Rc::clone(&world),
-        config.clone(),
-        6,
-    );
-    sim.block_on(life)?;
-    let mut rng = Rng(seed ^ 0xDA3A6E);
-    // A second life settles what there is: that is what must be found.
-    sim.power_loss();
-    world.borrow_mut().loss = Loss::Power;
-    let process = sim.new_process();
+    let (process, phases) = (sim.new_process(), 6);
+    let (shared, settings) = (Rc::clone(&world), config.clone());
     sim.block_on(workload::life(
         sim.clone(),
         process,
-        Rc::clone(&world),
-        config.clone(),
-        0,
+        shared,
+        settings,
+        phases,
+        true,
     ))?;
+    let mut rng = Rng(seed ^ 0xDA3A6E);
+    // At rest and sealed: what the model knows is what must be found.
     sim.power_loss();
     let files: Vec<_> = sim
         .list_files()

@@ -172,20 +172,21 @@ pub(crate) fn config(seed: u64) -> StoreConfig {
     c
 }
 
-/// Opens the store, judges everything, then works until it is told to stop (or crashes).
+/// Opens the store, judges everything, then works until it is told to stop (or crashes); at the
+/// end it rests, if asked, until every tail is sealed.
 pub(crate) async fn life(
     sim: Sim,
     factory: SimFactory,
     world: Shared,
     config: StoreConfig,
     phases: u64,
+    rest: bool,
 ) -> Verdict {
     let retention = config.retention_bytes.is_some();
     let shards = usize::try_from(1 + world.borrow_mut().rng.below(3)).unwrap();
     let mut tries = 0;
     let (store, report) = loop {
-        let config = config.clone();
-        let builder = Store::builder("/store").config(config);
+        let builder = Store::builder("/store").config(config.clone());
         let builder = builder.configure(|c| c.shards = Shards::Count(shards));
         match builder.backend(factory.clone()).open().await {
             Ok(opened) => break opened,
@@ -250,6 +251,14 @@ pub(crate) async fn life(
     }
     for _ in 0..phases {
         phase(&sim, &store, &mut partitions, &world, retention).await?;
+    }
+    if rest {
+        for p in &partitions {
+            settle(&world, p, retention).await?;
+        }
+        // Long enough for every tail to be sealed.
+        sim.sleep(config.seal_after * 10).await;
+        return Ok(());
     }
     if world.borrow_mut().rng.chance(25) {
         trace!(world, "close");

@@ -62,7 +62,8 @@ impl Client {
     }
 
     fn level(&mut self) -> Ack {
-        self.rng.pick(&[Ack::Durable, Ack::Durable, Ack::Written, Ack::Accepted])
+        self.rng
+            .pick(&[Ack::Durable, Ack::Durable, Ack::Written, Ack::Accepted])
     }
 
     fn shape(&mut self) -> BatchShape {
@@ -70,18 +71,26 @@ impl Client {
         let count = u32::try_from(self.rng.range(1, 5)).unwrap_or(1);
         let bytes_max = if self.rng.percent(25) { 700 } else { 120 };
         let record_bytes = usize::try_from(self.rng.range(16, bytes_max)).unwrap_or(16);
-        BatchShape { count, record_bytes, opaque }
+        BatchShape {
+            count,
+            record_bytes,
+            opaque,
+        }
     }
 
     fn submit(&mut self, n: usize, handle: &Partition) -> Option<(Batch, BatchId)> {
         let (shape, number) = (self.shape(), self.number);
-        let id = self.shared.life(n, handle, |life: &mut Life| life.submit(number, shape))?;
+        let id = self
+            .shared
+            .life(n, handle, |life: &mut Life| life.submit(number, shape))?;
         self.shared.count(|c| c.batches_submitted += 1);
         Some((shape.encode(id), id))
     }
 
     async fn append(&mut self, n: usize, handle: &Partition) {
-        let Some((batch, id)) = self.submit(n, handle) else { return };
+        let Some((batch, id)) = self.submit(n, handle) else {
+            return;
+        };
         let level = self.level();
         if self.rng.percent(8) {
             // The caller gives up; the append may take place all the same.
@@ -102,7 +111,9 @@ impl Client {
     async fn burst(&mut self, n: usize, handle: &Partition) {
         let mut waiting = Vec::new();
         for _ in 0..self.rng.range(2, 6) {
-            let Some((batch, id)) = self.submit(n, handle) else { break };
+            let Some((batch, id)) = self.submit(n, handle) else {
+                break;
+            };
             let options = AppendOptions::from(self.level());
             match handle.try_append(batch, options) {
                 Ok(answer) => waiting.push((answer, id)),
@@ -119,7 +130,9 @@ impl Client {
     }
 
     async fn begin(&mut self, n: usize, handle: &Partition) {
-        let Some((batch, id)) = self.submit(n, handle) else { return };
+        let Some((batch, id)) = self.submit(n, handle) else {
+            return;
+        };
         let level = self.level();
         match handle.begin_append(batch, level).await {
             Err(e) => self.shared.answered(n, handle, id, Err(e)),
@@ -139,7 +152,9 @@ impl Client {
 
     async fn append_at(&mut self, n: usize, handle: &Partition) {
         let expected = handle.offsets().log_end();
-        let Some((batch, id)) = self.submit(n, handle) else { return };
+        let Some((batch, id)) = self.submit(n, handle) else {
+            return;
+        };
         let result = handle.append_at(expected, batch).await;
         if let Ok(appended) = &result
             && appended.base_offset != expected
@@ -158,9 +173,14 @@ impl Client {
             ReadLimits::default()
         } else {
             let bytes_max = usize::try_from(self.rng.range(1, 4000)).unwrap_or(1);
-            ReadLimits { bytes_max, records_max: self.rng.range(1, 12) }
+            ReadLimits {
+                bytes_max,
+                records_max: self.rng.range(1, 12),
+            }
         };
-        let Some(start) = self.shared.life(n, handle, |l| l.read_start(from)) else { return };
+        let Some(start) = self.shared.life(n, handle, |l| l.read_start(from)) else {
+            return;
+        };
         let result = handle.read(from, limits, visibility).await;
         self.shared.count(|c| c.reads += 1);
         match result {
@@ -172,7 +192,8 @@ impl Client {
                 self.shared.check(checked.unwrap_or(Ok(())));
             }
             Err(Error::PartitionFailed { .. }) if visibility == Visibility::Durable => {
-                self.shared.violate("P8", format!("durable data at {from} is not readable"));
+                self.shared
+                    .violate("P8", format!("durable data at {from} is not readable"));
             }
             Err(e @ Error::Io { .. }) => self.shared.violate("P1", format!("read {from}: {e}")),
             Err(e) => {
@@ -185,13 +206,23 @@ impl Client {
     async fn subscribe(&mut self, n: usize, handle: &Partition) {
         let offsets = handle.offsets();
         let from = self.rng.range(offsets.log_start(), offsets.log_end());
-        let mut items = handle.subscribe_with(from, ReadLimits { bytes_max: 900, records_max: 7 });
+        let mut items = handle.subscribe_with(
+            from,
+            ReadLimits {
+                bytes_max: 900,
+                records_max: 7,
+            },
+        );
         for _ in 0..self.rng.range(1, 4) {
             let from = items.next_offset();
-            let Some(start) = self.shared.life(n, handle, |l| l.read_start(from)) else { return };
+            let Some(start) = self.shared.life(n, handle, |l| l.read_start(from)) else {
+                return;
+            };
             let patience = Duration::from_micros(self.rng.range(100, 2000));
             let sleep = pin!(self.shared.sim.sleep(patience));
-            let Either::Left((item, _)) = select(items.next(), sleep).await else { return };
+            let Either::Left((item, _)) = select(items.next(), sleep).await else {
+                return;
+            };
             match item {
                 None => return,
                 Some(Err(e)) => return self.shared.failed(n, handle, &e),
@@ -208,10 +239,13 @@ impl Client {
     }
 
     async fn sync(&mut self, n: usize, handle: &Partition) {
-        let Some(start) = self.shared.life(n, handle, |l| l.read_start(0)) else { return };
+        let Some(start) = self.shared.life(n, handle, |l| l.read_start(0)) else {
+            return;
+        };
         match handle.sync().await {
             Ok(end) => {
-                self.shared.note(|| format!("partition {} synced to {end}", handle.id()));
+                self.shared
+                    .note(|| format!("partition {} synced to {end}", handle.id()));
                 self.shared.count(|c| c.syncs += 1);
                 self.shared.life(n, handle, |l| l.synced(start, end));
             }
@@ -227,7 +261,8 @@ impl Client {
         }
         match handle.trim_before(to).await {
             Ok(()) => {
-                self.shared.note(|| format!("partition {} trimmed to {to}", handle.id()));
+                self.shared
+                    .note(|| format!("partition {} trimmed to {to}", handle.id()));
                 self.shared.count(|c| c.trims += 1);
                 self.shared.life(n, handle, |l| l.trimmed(to));
             }
@@ -237,7 +272,10 @@ impl Client {
 
     async fn truncate(&mut self, n: usize, handle: &Partition) {
         let offsets = handle.offsets();
-        let low = offsets.log_end().saturating_sub(20).max(offsets.log_start());
+        let low = offsets
+            .log_end()
+            .saturating_sub(20)
+            .max(offsets.log_start());
         let to = self.rng.range(low, offsets.log_end());
         let begun = self.shared.life(n, handle, |l| {
             let free = !l.is_cutting();
@@ -249,9 +287,11 @@ impl Client {
         if begun != Some(true) {
             return;
         }
-        self.shared.note(|| format!("partition {} truncate to {to}", handle.id()));
+        self.shared
+            .note(|| format!("partition {} truncate to {to}", handle.id()));
         let result = handle.truncate_to(to).await;
-        self.shared.note(|| format!("partition {} truncate to {to}: {result:?}", handle.id()));
+        self.shared
+            .note(|| format!("partition {} truncate to {to}: {result:?}", handle.id()));
         match result {
             Ok(()) => {
                 self.shared.count(|c| c.truncations += 1);
@@ -287,7 +327,8 @@ impl Client {
             slot.failed = false;
         });
         let result = self.store.create_partition(id).await;
-        self.shared.note(|| format!("create {id}: {:?}", result.as_ref().map(|_| ())));
+        self.shared
+            .note(|| format!("create {id}: {:?}", result.as_ref().map(|_| ())));
         match result {
             Ok(handle) => {
                 self.shared.count(|c| c.partitions_created += 1);

@@ -9,7 +9,11 @@ impl Coverage {
         for (name, count) in self.all() {
             assert!(count >= ENOUGH, "the run hardly met: {name} ({count})");
         }
-        let Self { cases_with_recycling, cases_watched, .. } = *self;
+        let Self {
+            cases_with_recycling,
+            cases_watched,
+            ..
+        } = *self;
         assert!(
             cases_with_recycling * 2 > cases_watched,
             "files were recycled in {cases_with_recycling} of {cases_watched} lineages only"

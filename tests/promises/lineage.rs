@@ -54,7 +54,8 @@ enum End {
 pub(crate) fn run(plan: Plan) -> Outcome {
     let mut rng = Rng::new(plan.seed);
     let sim = Sim::new(machine::machine(plan.seed, &mut rng, plan.lying_flush));
-    sim.create_dir_all("/store").expect("an empty disk has room");
+    sim.create_dir_all("/store")
+        .expect("an empty disk has room");
     let config = machine::store(&mut rng);
     let retention = config.retention_bytes.is_some();
     let shared = Shared::new(sim, rng.range(1, 3), retention, plan.trace);
@@ -76,7 +77,10 @@ pub(crate) fn run(plan: Plan) -> Outcome {
         lineage.shared.check(Err(violation));
     }
     let (violation, coverage) = lineage.shared.with(|w| (w.violation.take(), w.coverage));
-    Outcome { violation, coverage }
+    Outcome {
+        violation,
+        coverage,
+    }
 }
 
 /// A store and the machine it lives on.
@@ -221,15 +225,22 @@ impl Lineage {
                     (Presence::Deleting, found) => found == known,
                 };
                 if !right {
-                    let promise = if presence == Presence::Absent { "P6" } else { "P1" };
+                    let promise = if presence == Presence::Absent {
+                        "P6"
+                    } else {
+                        "P1"
+                    };
                     let text = format!(
                         "partition {id} was {presence:?} ({known:x?}), found is {incarnation:x?}"
                     );
                     return shared.violate(promise, text);
                 }
                 shared.slot(n, |s| {
-                    s.presence =
-                        if found.is_some() { Presence::Present } else { Presence::Absent };
+                    s.presence = if found.is_some() {
+                        Presence::Present
+                    } else {
+                        Presence::Absent
+                    };
                     s.incarnation = incarnation;
                     s.failed = false;
                     s.handle.clone_from(&found);
@@ -340,7 +351,13 @@ impl Lineage {
         (0..clients)
             .map(|number| {
                 let (shared, store) = (self.shared.clone(), opened.store.clone());
-                Client { number, shared, store, rng: rng.fork() }.run(ops)
+                Client {
+                    number,
+                    shared,
+                    store,
+                    rng: rng.fork(),
+                }
+                .run(ops)
             })
             .collect()
     }
@@ -391,12 +408,14 @@ impl Lineage {
     }
 
     fn forget_handles(&self) {
-        self.shared.with(|w| w.slots.iter_mut().for_each(|s| s.handle = None));
+        self.shared
+            .with(|w| w.slots.iter_mut().for_each(|s| s.handle = None));
     }
 
     fn crashed(&self, kind: CrashKind, nested: u32) {
         let zombies = self.shared.sim.in_flight();
-        self.shared.note(|| format!("{kind:?}, {zombies} operations in flight"));
+        self.shared
+            .note(|| format!("{kind:?}, {zombies} operations in flight"));
         self.forget_handles();
         self.shared.count(|c| {
             c.crashes += 1;
@@ -418,8 +437,12 @@ impl Lineage {
         }
         let mut recycled = false;
         for path in self.shared.sim.list_files() {
-            let Ok(bytes) = self.shared.sim.read_file(&path) else { continue };
-            let Ok(header) = SegmentHeader::decode(&bytes) else { continue };
+            let Ok(bytes) = self.shared.sim.read_file(&path) else {
+                continue;
+            };
+            let Ok(header) = SegmentHeader::decode(&bytes) else {
+                continue;
+            };
             if header.kind != SegmentKind::Log {
                 continue;
             }
@@ -451,10 +474,15 @@ async fn heal(shared: &Shared) {
             s.handle.clone().filter(|_| s.presence == Presence::Present)
         });
         let Some(handle) = handle else { continue };
-        let Ok(info) = handle.describe().await else { continue };
+        let Ok(info) = handle.describe().await else {
+            continue;
+        };
         if info.failure.is_none() {
             if shared.slot(n, |s| s.failed) {
-                shared.violate("P8", "a failure was answered, but the partition is well".into());
+                shared.violate(
+                    "P8",
+                    "a failure was answered, but the partition is well".into(),
+                );
             }
             continue;
         }

@@ -33,12 +33,20 @@ const CASES: u64 = 30_000;
 #[test]
 fn promises_hold_whatever_crashes() {
     if let Some(seed) = setting("SEED") {
-        let outcome = lineage::run(Plan { seed, lying_flush: false, trace: true });
+        let outcome = lineage::run(Plan {
+            seed,
+            lying_flush: false,
+            trace: true,
+        });
         assert_eq!(outcome.violation, None);
         return;
     }
     let limit = Limit::from_environment(CASES);
-    let result = run_many(limit, |seed| Plan { seed, lying_flush: false, trace: false });
+    let result = run_many(limit, |seed| Plan {
+        seed,
+        lying_flush: false,
+        trace: false,
+    });
     result.print();
     if let Some((seed, violation)) = &result.failure {
         panic!("{violation}\nreplay with SEED={seed}");
@@ -51,9 +59,20 @@ fn promises_hold_whatever_crashes() {
 /// The control: on a device that lies about flushes the test must find losses, or it finds nothing.
 #[test]
 fn a_device_that_lies_is_found_out() {
-    let limit = Limit { cases: 200, seconds: None };
-    let result = run_many(limit, |seed| Plan { seed, lying_flush: true, trace: false });
-    assert!(result.failure.is_some(), "no violation in {} lineages", limit.cases);
+    let limit = Limit {
+        cases: 200,
+        seconds: None,
+    };
+    let result = run_many(limit, |seed| Plan {
+        seed,
+        lying_flush: true,
+        trace: false,
+    });
+    assert!(
+        result.failure.is_some(),
+        "no violation in {} lineages",
+        limit.cases
+    );
 }
 
 /// P7: a write that the device acknowledged and lost, or did elsewhere, is reported or harmless.

@@ -28,7 +28,10 @@ impl Limit {
 /// A number from the environment.
 pub(crate) fn setting(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name}={text} is not a number")),
+    )
 }
 
 /// What a run found.
@@ -42,8 +45,12 @@ pub(crate) struct Summary {
 
 impl Summary {
     pub(crate) fn print(&self) {
-        let rate = u128::from(self.coverage.crashes) * 1000 / self.elapsed.as_millis().max(1);
-        eprintln!("{:?}, {rate} crashes/s", self.elapsed);
+        let seconds = self.elapsed.as_secs_f64();
+        eprintln!(
+            "{:.1} s, {:.0} crashes/s",
+            seconds,
+            self.coverage.crashes as f64 / seconds
+        );
         for (name, count) in self.coverage.all() {
             eprintln!("{count:>12} {name}");
         }
@@ -61,7 +68,9 @@ pub(crate) fn run_many(limit: Limit, plan: impl Fn(u64) -> Plan + Sync) -> Summa
         let mut failure = None;
         while !stop.load(Ordering::Relaxed) {
             let n = next.fetch_add(1, Ordering::Relaxed);
-            let late = limit.seconds.is_some_and(|s| begin.elapsed() >= Duration::from_secs(s));
+            let late = limit
+                .seconds
+                .is_some_and(|s| begin.elapsed() >= Duration::from_secs(s));
             if n >= limit.cases || late {
                 break;
             }
@@ -85,7 +94,11 @@ pub(crate) fn run_many(limit: Limit, plan: impl Fn(u64) -> Plan + Sync) -> Summa
         scope.spawn(work);
     });
     let (coverage, failure) = found.into_inner().unwrap();
-    Summary { coverage, elapsed: begin.elapsed(), failure }
+    Summary {
+        coverage,
+        elapsed: begin.elapsed(),
+        failure,
+    }
 }
 
 /// A panic of the engine is a violation too: an assertion that did not hold.
@@ -97,6 +110,9 @@ fn guarded(plan: Plan) -> Outcome {
             .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
             .unwrap_or_default();
         let violation = Some(Violation::new("P10", format!("a panic: {text}")));
-        Outcome { violation, coverage: Coverage::default() }
+        Outcome {
+            violation,
+            coverage: Coverage::default(),
+        }
     })
 }

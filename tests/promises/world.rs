@@ -66,7 +66,10 @@ impl Shared {
             coverage: Coverage::default(),
             trace,
         };
-        Self { sim: Rc::new(sim), world: Rc::new(RefCell::new(world)) }
+        Self {
+            sim: Rc::new(sim),
+            world: Rc::new(RefCell::new(world)),
+        }
     }
 
     pub(crate) fn with<T>(&self, f: impl FnOnce(&mut World) -> T) -> T {
@@ -84,7 +87,12 @@ impl Shared {
     /// Tells what happens, when one seed is looked at.
     pub(crate) fn note(&self, text: impl FnOnce() -> String) {
         if self.with(|w| w.trace) {
-            eprintln!("{:>12?} op {:>4}  {}", self.sim.now(), self.sim.op_count(), text());
+            eprintln!(
+                "{:>12?} op {:>4}  {}",
+                self.sim.now(),
+                self.sim.op_count(),
+                text()
+            );
         }
     }
 
@@ -119,7 +127,9 @@ impl Shared {
         handle: &Partition,
         f: impl FnOnce(&mut Life) -> T,
     ) -> Option<T> {
-        self.slot(n, |s| (s.incarnation == Some(handle.incarnation())).then(|| f(&mut s.life)))
+        self.slot(n, |s| {
+            (s.incarnation == Some(handle.incarnation())).then(|| f(&mut s.life))
+        })
     }
 
     /// Notes the answer to an append.
@@ -177,7 +187,10 @@ impl Shared {
             let limits = if at.is_multiple_of(2) {
                 ReadLimits::default()
             } else {
-                ReadLimits { bytes_max: 700, records_max: 5 }
+                ReadLimits {
+                    bytes_max: 700,
+                    records_max: 5,
+                }
             };
             match handle.read(at, limits, Visibility::Durable).await {
                 Ok(fetched) => {

@@ -26,7 +26,7 @@ struct Continuation<F> {
     link: u32,
     /// End offset of the predecessor.
     end: u64,
-    /// Byte position in the predecessor up to which it counts.
+    /// Byte position up to which the predecessor's bytes count.
     end_position: u64,
     /// First offset of the new segment; beyond `end` when offsets are skipped.
     base: u64,
@@ -309,11 +309,15 @@ impl<B: IoBackend> Partition<B> {
         let spare = self.take_spare().await?;
         let generation = self.state.borrow().generation.saturating_add(1);
         let end = target.as_ref().map_or(to, |t| t.end_offset.get().min(to));
+        let end_position = match &target {
+            Some(target) => target.cut_position(&self.context.pool, end).await?,
+            None => 0,
+        };
         let next = Continuation {
             previous: target.clone(),
             link,
             end,
-            end_position: 0,
+            end_position,
             base: to,
             log_start: offsets.log_start(),
             reserved_end: to,
@@ -329,14 +333,9 @@ impl<B: IoBackend> Partition<B> {
         target: Option<Rc<Segment<B::File>>>,
     ) -> Result<()> {
         let (to, end, generation) = (next.base, next.end, next.generation);
-        // The new header names the place up to which the target's bytes count. Readers see the
-        // target whole until that header is durable.
-        let position = match &target {
-            Some(target) => target.cut_position(&self.context.pool, end).await?,
-            None => 0,
-        };
-        let next = Continuation { end_position: position, ..next };
+        let end_position = next.end_position;
         self.state.borrow_mut().truncating = Some(to);
+        // Readers see the target whole until then.
         self.install(spare, next).await?;
         // From here on the cut is final; the rest is memory and housekeeping.
         let mut borrowed = self.state.borrow_mut();
@@ -353,7 +352,7 @@ impl<B: IoBackend> Partition<B> {
         state.retired.extend(dead);
         if let Some(target) = target {
             target.end_offset.set(end);
-            target.end_position.set(position);
+            target.end_position.set(end_position);
         }
         state.truncating = None;
         state.generation = generation;

@@ -129,7 +129,12 @@ impl<B: IoBackend> Partition<B> {
                 _ => None,
             };
             let generation = state.generation;
-            (state.offsets, generation, failure, segments.into_iter().skip(first))
+            (
+                state.offsets,
+                generation,
+                failure,
+                segments.into_iter().skip(first),
+            )
         };
         let end = match visibility {
             Visibility::Durable => offsets.durable(),
@@ -172,14 +177,14 @@ impl<B: IoBackend> Partition<B> {
             }
             let batches = read?;
             if batches.is_empty() {
-                let now = self.state.borrow().offsets.log_start();
-                if now > from {
-                    // Trimmed meanwhile.
-                    let (requested, start) = (from, now);
+                let now = self.state.borrow().offsets;
+                let cut = segment.end_offset.get() <= start;
+                if now.log_start() > from || cut {
+                    // Trimmed or truncated meanwhile.
                     return Err(Error::OutOfRange {
-                        requested,
-                        start,
-                        end,
+                        requested: from,
+                        start: now.log_start(),
+                        end: if cut { now.durable() } else { end },
                     });
                 }
                 let found = CorruptionKind::Misplaced("no batch holds the offset");

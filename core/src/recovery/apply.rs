@@ -498,6 +498,7 @@ pub(crate) struct NextHeader<'a, F> {
     pub(crate) link: u32,
     pub(crate) base_offset: u64,
     pub(crate) prev_end_offset: u64,
+    /// Byte position up to which the bytes of `previous` count.
     pub(crate) prev_end_position: u64,
     pub(crate) generation: u32,
     pub(crate) log_start: u64,

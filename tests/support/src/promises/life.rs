@@ -137,7 +137,16 @@ impl Life {
         let blurred = self.cut.is_some();
         let blurred_at = self.cut.map_or(u64::MAX, |cut| cut.to);
         let (fate, base, clips, round) = (Fate::Open, None, Vec::new(), 0);
-        self.entries.push(Entry { client, shape, fate, base, clips, blurred, blurred_at, round });
+        self.entries.push(Entry {
+            client,
+            shape,
+            fate,
+            base,
+            clips,
+            blurred,
+            blurred_at,
+            round,
+        });
         id
     }
 
@@ -182,7 +191,10 @@ impl Life {
         let end = appended.end_offset();
         let entry = &mut self.entries[index(id)];
         if appended.count != entry.shape.count || entry.fate != Fate::Open {
-            let text = format!("{id} is acknowledged as {appended:?} while {:?}", entry.fate);
+            let text = format!(
+                "{id} is acknowledged as {appended:?} while {:?}",
+                entry.fate
+            );
             return Err(Violation::new("P4", text));
         }
         entry.fate = Fate::Kept;
@@ -193,7 +205,11 @@ impl Life {
             return Ok(());
         }
         for i in 0..appended.count {
-            self.bind(Seen { offset: appended.base_offset + u64::from(i), batch: id, index: i })?;
+            self.bind(Seen {
+                offset: appended.base_offset + u64::from(i),
+                batch: id,
+                index: i,
+            })?;
         }
         let reached = match appended.level {
             Ack::Durable => offsets.durable(),
@@ -216,7 +232,11 @@ impl Life {
     }
 
     fn bind(&mut self, seen: Seen) -> Result<(), Violation> {
-        let Seen { offset, batch, index } = seen;
+        let Seen {
+            offset,
+            batch,
+            index,
+        } = seen;
         match self.bound.insert(offset, (batch, index)) {
             Some(before) if before != (batch, index) => {
                 let text = format!(
@@ -236,8 +256,17 @@ impl Life {
 
     /// A read from `from` begins.
     pub fn read_start(&self, from: u64) -> ReadStart {
-        let epoch = if self.cut.is_some() { u32::MAX } else { self.epoch };
-        ReadStart { from, epoch, trimmed: self.trimmed, durable: self.durable }
+        let epoch = if self.cut.is_some() {
+            u32::MAX
+        } else {
+            self.epoch
+        };
+        ReadStart {
+            from,
+            epoch,
+            trimmed: self.trimmed,
+            durable: self.durable,
+        }
     }
 
     /// A read of a running log has returned.
@@ -263,7 +292,13 @@ impl Life {
             // A truncation meanwhile: both what was and what is now may be seen.
             return Ok(());
         }
-        let Fetched { next_offset, log_start, durable, log_end, .. } = *fetched;
+        let Fetched {
+            next_offset,
+            log_start,
+            durable,
+            log_end,
+            ..
+        } = *fetched;
         if log_start > durable || durable > log_end || durable < start.durable {
             let text = format!("offsets {log_start} {durable} {log_end}, before {start:?}");
             return Err(Violation::new("P2", text));
@@ -289,8 +324,10 @@ impl Life {
         for (offset, (batch, _)) in self.bound.range(start.from..next_offset.max(start.from)) {
             let there = seen.binary_search_by_key(offset, |s| s.offset).is_ok();
             if !there && self.entries[index(*batch)].exists() && *offset < durable {
-                let text = format!("a read of [{}, {next_offset}) leaves out {offset} of {batch}",
-                    start.from);
+                let text = format!(
+                    "a read of [{}, {next_offset}) leaves out {offset} of {batch}",
+                    start.from
+                );
                 return Err(Violation::new("P1", text));
             }
         }
@@ -342,7 +379,9 @@ impl Life {
 
     /// The truncation has returned: everything at and above it is gone for ever.
     pub fn cut_done(&mut self) {
-        let Some(Cut { to }) = self.cut.take() else { return };
+        let Some(Cut { to }) = self.cut.take() else {
+            return;
+        };
         self.epoch += 1;
         self.bound.split_off(&to);
         self.durable = self.durable.min(to);
@@ -427,7 +466,9 @@ impl Life {
     /// Whether a truncation of unknown outcome was carried out; from now on it stays so. Returns up
     /// to where the log is promised.
     fn settle_cut(&mut self, promised: u64, seen: &[Seen]) -> u64 {
-        let Some(Cut { to }) = self.cut else { return promised };
+        let Some(Cut { to }) = self.cut else {
+            return promised;
+        };
         let old = |id: BatchId| !self.entries[index(id)].blurred;
         if seen.iter().any(|s| s.offset >= to && old(s.batch)) {
             self.cut_refused();
@@ -443,11 +484,17 @@ impl Life {
             return Err(Violation::new("P2", format!("after recovery {offsets:?}")));
         }
         if start < self.trimmed {
-            let text = format!("the log starts at {start}, it was trimmed to {}", self.trimmed);
+            let text = format!(
+                "the log starts at {start}, it was trimmed to {}",
+                self.trimmed
+            );
             return Err(Violation::new("P6", text));
         }
         if start > self.trim_asked.max(self.trimmed) && !self.retention {
-            let text = format!("the log starts at {start}, nobody trimmed beyond {}", self.trim_asked);
+            let text = format!(
+                "the log starts at {start}, nobody trimmed beyond {}",
+                self.trim_asked
+            );
             return Err(Violation::new("P1", text));
         }
         Ok(())
@@ -457,20 +504,30 @@ impl Life {
         let mut newest: BTreeMap<u32, BatchId> = BTreeMap::new();
         let mut before: Option<Seen> = None;
         for one in seen {
-            let Seen { offset, batch, index: i } = *one;
+            let Seen {
+                offset,
+                batch,
+                index: i,
+            } = *one;
             if before.is_some_and(|b| b.offset >= offset) {
-                return Err(Violation::new("P4", format!("offset {offset} is read twice")));
+                return Err(Violation::new(
+                    "P4",
+                    format!("offset {offset} is read twice"),
+                ));
             }
-            let goes_on = before.is_some_and(|b| {
-                b.batch == batch && b.index + 1 == i && b.offset + 1 == offset
-            });
+            let goes_on = before
+                .is_some_and(|b| b.batch == batch && b.index + 1 == i && b.offset + 1 == offset);
             if !goes_on {
                 if let Some(before) = before {
                     self.check_end(before)?;
                 }
                 self.check_first(*one, log_start, &mut newest)?;
             }
-            if let Some(known) = self.bound.get(&offset).filter(|known| **known != (batch, i)) {
+            if let Some(known) = self
+                .bound
+                .get(&offset)
+                .filter(|known| **known != (batch, i))
+            {
                 let text = format!("offset {offset} has shown {}, now {batch}", known.0);
                 return Err(Violation::new("P5", text));
             }
@@ -485,7 +542,11 @@ impl Life {
         log_start: u64,
         newest: &mut BTreeMap<u32, BatchId>,
     ) -> Result<(), Violation> {
-        let Seen { offset, batch, index: i } = one;
+        let Seen {
+            offset,
+            batch,
+            index: i,
+        } = one;
         if i != 0 && offset != log_start {
             let text = format!("{batch} begins with record {i} at {offset}");
             return Err(Violation::new("P3", text));
@@ -502,14 +563,18 @@ impl Life {
                 entry.round = round;
                 let last = newest.insert(entry.client, batch);
                 return match last {
-                    Some(last) if last >= batch => {
-                        Err(Violation::new("P4", format!("{last} stands before {batch}")))
-                    }
+                    Some(last) if last >= batch => Err(Violation::new(
+                        "P4",
+                        format!("{last} stands before {batch}"),
+                    )),
                     _ => Ok(()),
                 };
             }
         };
-        let text = format!("{batch} is at {offset} after it was {:?} or seen already", entry.fate);
+        let text = format!(
+            "{batch} is at {offset} after it was {:?} or seen already",
+            entry.fate
+        );
         Err(Violation::new(promise, text))
     }
 
@@ -520,7 +585,10 @@ impl Life {
         if whole || clipped {
             return Ok(());
         }
-        let text = format!("{} ends with record {} at {}", last.batch, last.index, last.offset);
+        let text = format!(
+            "{} ends with record {} at {}",
+            last.batch, last.index, last.offset
+        );
         Err(Violation::new("P3", text))
     }
 }

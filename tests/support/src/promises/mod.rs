@@ -44,7 +44,10 @@ pub struct Violation {
 impl Violation {
     /// A breach of `promise`.
     pub fn new(promise: &'static str, detail: impl Into<String>) -> Self {
-        Self { promise, detail: detail.into() }
+        Self {
+            promise,
+            detail: detail.into(),
+        }
     }
 }
 

@@ -41,7 +41,9 @@ pub fn payload(id: BatchId, index: u32, shape: &BatchShape) -> Vec<u8> {
     bytes.extend_from_slice(&shape.count.to_le_bytes());
     let mut word = id.0 ^ (u64::from(index) << 40) ^ 0x9E37_79B9_7F4A_7C15;
     while bytes.len() < shape.record_bytes {
-        word = word.wrapping_mul(0xD134_2543_DE82_EF95).wrapping_add(0x2545_F491_4F6C_DD1D);
+        word = word
+            .wrapping_mul(0xD134_2543_DE82_EF95)
+            .wrapping_add(0x2545_F491_4F6C_DD1D);
         let left = shape.record_bytes - bytes.len();
         bytes.extend_from_slice(&word.to_be_bytes()[..left.min(8)]);
     }

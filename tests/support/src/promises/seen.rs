@@ -27,7 +27,10 @@ pub fn observe(life: &Life, fetched: &Fetched) -> Result<Vec<Seen>, Violation> {
     let mut next = 0;
     for batch in &fetched.batches {
         if batch.first_offset() < next || batch.end_offset() <= batch.first_offset() {
-            return Err(Violation::new("P4", format!("a read is out of order at {next}")));
+            return Err(Violation::new(
+                "P4",
+                format!("a read is out of order at {next}"),
+            ));
         }
         next = batch.end_offset();
         if batch.is_opaque() {
@@ -46,13 +49,23 @@ fn records(life: &Life, batch: &StoredBatch, seen: &mut Vec<Seen>) -> Result<(),
         let (id, index) = identify(life, offset, view.value, false)?;
         if view.offset != offset {
             let found = view.offset;
-            return Err(Violation::new("P4", format!("record {found} where {offset} belongs")));
+            return Err(Violation::new(
+                "P4",
+                format!("record {found} where {offset} belongs"),
+            ));
         }
-        seen.push(Seen { offset, batch: id, index });
+        seen.push(Seen {
+            offset,
+            batch: id,
+            index,
+        });
         offset += 1;
     }
     if offset != batch.end_offset() {
-        return Err(Violation::new("P3", format!("a batch ends at {offset}, not as announced")));
+        return Err(Violation::new(
+            "P3",
+            format!("a batch ends at {offset}, not as announced"),
+        ));
     }
     Ok(())
 }
@@ -62,11 +75,18 @@ fn opaque(life: &Life, batch: &StoredBatch, seen: &mut Vec<Seen>) -> Result<(), 
     let (id, _) = identify(life, base, batch.body(), true)?;
     let count = u64::from(batch.header().record_count);
     if count != u64::from(life.shape(id).count) {
-        return Err(Violation::new("P3", format!("an opaque batch at {base} has {count} records")));
+        return Err(Violation::new(
+            "P3",
+            format!("an opaque batch at {base} has {count} records"),
+        ));
     }
     for offset in batch.first_offset()..batch.end_offset() {
         let index = u32::try_from(offset - base).unwrap_or(u32::MAX);
-        seen.push(Seen { offset, batch: id, index });
+        seen.push(Seen {
+            offset,
+            batch: id,
+            index,
+        });
     }
     Ok(())
 }
