@@ -31,14 +31,6 @@ pub(crate) fn run(seed: u64) -> Result<Found, String> {
     let written = sim.block_on(fill(&sim, &mut rng, config.clone(), &mut life));
     written.map_err(|e| e.to_string())?;
     sim.power_loss();
-    if std::env::var("DBGF").is_ok() {
-        for f in sim.list_files() {
-            let b = sim.read_file(&f).unwrap();
-            if let Ok(h) = alluvium::format::SegmentHeader::decode(&b) { eprintln!("{f:?} {:?} seq {} base {} prev_end {} id {:x}", h.kind, h.sequence, h.base_offset, h.prev_end_offset, h.identity); }
-            else { eprintln!("{f:?} {}", b.len()); }
-            for p in (0..b.len()).step_by(512) { if let Ok(h)=alluvium::format::BatchHeader::decode(&b[p..]) { eprintln!("  {p}: {:?} base {} n {} seq {} gen {} id {:x}", h.kind, h.base_offset, h.record_count, h.sequence, h.generation, h.identity); } }
-        }
-    }
     match sim.block_on(look(&sim, &config, OnCorruption::Refuse, &mut life))? {
         Some(Found::Refused) => {}
         Some(found) => return Ok(found),
@@ -50,12 +42,7 @@ pub(crate) fn run(seed: u64) -> Result<Found, String> {
 }
 
 /// Appends durably, with one write going astray, until all of it is sealed.
-async fn fill(
-    sim: &Sim,
-    rng: &mut Rng,
-    config: StoreConfig,
-    life: &mut Life,
-) -> Result<(), Error> {
+async fn fill(sim: &Sim, rng: &mut Rng, config: StoreConfig, life: &mut Life) -> Result<(), Error> {
     let builder = Store::builder("/store").config(config);
     let (store, _) = builder.backend(sim.new_process()).open().await?;
     let partition = store.create_partition(1).await?;
@@ -67,7 +54,11 @@ async fn fill(
     }
     for _ in 0..rng.range(15, 30) {
         let record_bytes = usize::try_from(rng.range(16, 600)).unwrap_or(16);
-        let shape = BatchShape { count: 2, record_bytes, opaque: rng.percent(30) };
+        let shape = BatchShape {
+            count: 2,
+            record_bytes,
+            opaque: rng.percent(30),
+        };
         let id = life.submit(0, shape);
         let appended = partition.append(shape.encode(id)).await?;
         let checked = life.acknowledged(id, appended, partition.offsets());
@@ -118,7 +109,10 @@ async fn read_all(partition: &Partition, life: &Life) -> Result<(Vec<Seen>, bool
     let offsets = partition.offsets();
     let (mut at, mut named, mut seen) = (offsets.log_start(), false, Vec::new());
     while at < offsets.durable() {
-        match partition.read(at, ReadLimits::default(), Visibility::Durable).await {
+        match partition
+            .read(at, ReadLimits::default(), Visibility::Durable)
+            .await
+        {
             Ok(fetched) => {
                 let found = observe(life, &fetched).map_err(|v| format!("P7: {v}"))?;
                 seen.extend(found);

@@ -510,9 +510,17 @@ async fn heal(shared: &Shared) {
 async fn appends_go_on(shared: &Shared) {
     let slots = shared.with(|w| w.slots.len());
     for n in 0..slots {
-        let Some(handle) = shared.handle(n) else { continue };
-        let shape = BatchShape { count: 1, record_bytes: 16, opaque: false };
-        let Some(id) = shared.life(n, &handle, |l| l.submit(HEALER, shape)) else { continue };
+        let Some(handle) = shared.handle(n) else {
+            continue;
+        };
+        let shape = BatchShape {
+            count: 1,
+            record_bytes: 16,
+            opaque: false,
+        };
+        let Some(id) = shared.life(n, &handle, |l| l.submit(HEALER, shape)) else {
+            continue;
+        };
         let result = handle.append(shape.encode(id)).await;
         if let Err(e @ Error::NoSpace { .. }) = &result {
             shared.violate("P9", format!("there is room again: {e}"));

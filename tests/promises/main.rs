@@ -80,13 +80,6 @@ fn a_device_that_lies_is_found_out() {
 fn writes_that_go_astray_are_reported() {
     let (mut refused, mut read) = (0, 0);
     let cases = setting("ASTRAY_CASES").unwrap_or(3_000);
-    if setting("DBGALL").is_some() {
-        let mut bad = 0;
-        for seed in 0..cases {
-            if let Err(e) = astray::run(seed) { bad += 1; eprintln!("{seed}: {e}"); }
-        }
-        panic!("{bad}");
-    }
     for seed in 0..cases {
         match astray::run(seed).unwrap_or_else(|e| panic!("{e}\nseed {seed}")) {
             astray::Found::Harmless => {}
@@ -95,5 +88,8 @@ fn writes_that_go_astray_are_reported() {
         }
     }
     eprintln!("{refused} refused, {read} named by reads, of {cases}");
-    assert!(refused * 4 > cases && read > 0, "{refused} refused, {read} named, of {cases}");
+    assert!(
+        (refused + read) * 2 > cases && refused * 20 > cases,
+        "{refused} refused, {read} named, of {cases}"
+    );
 }
