@@ -201,7 +201,7 @@ impl Lineage {
                     TailCase::Clean => c.tail_clean += 1,
                     TailCase::Unsealed => c.tail_unsealed += 1,
                     TailCase::Torn => c.tail_torn += 1,
-                    _ => {}
+                    TailCase::Corrupt => {}
                 }
                 c.skipped_offsets += u64::from(partition.skipped_offsets > 0);
             }
@@ -495,14 +495,12 @@ async fn heal(shared: &Shared) {
             // Another failure may have been waiting for the recovery.
             reopened = handle.reopen().await;
         }
-        match reopened {
-            Err(e) => return shared.violate("P8", format!("reopen: {e}")),
-            Ok(_) => {
-                shared.count(|c| c.reopened_after_failure += 1);
-                shared.slot(n, |s| s.failed = false);
-                shared.verify(n, &handle, Survival::Durable).await;
-            }
+        if let Err(e) = reopened {
+            return shared.violate("P8", format!("reopen: {e}"));
         }
+        shared.count(|c| c.reopened_after_failure += 1);
+        shared.slot(n, |s| s.failed = false);
+        shared.verify(n, &handle, Survival::Durable).await;
     }
 }
 
