@@ -12,6 +12,7 @@
 mod case;
 mod damage;
 mod model;
+mod payload;
 mod rng;
 mod workload;
 

@@ -8,7 +8,6 @@
 //! Environment: `CASES` lineages (default in [`CASES`]), or `SECONDS` of them; `SEED` runs one seed
 //! and tells what happens.
 
-#![cfg(feature = "sim")]
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
