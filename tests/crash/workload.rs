@@ -268,8 +268,8 @@ async fn phase(
     let healthy = match draw {
         0..=59 => appends(sim, &p, world).await?,
         60..=69 => {
-            sim.sleep(Duration::from_millis(world.borrow_mut().rng.below(8)))
-                .await;
+            let pause = world.borrow_mut().rng.below(8);
+            sim.sleep(Duration::from_millis(pause)).await;
             true
         }
         70..=78 => trim(&p, world, retention).await?,

@@ -60,7 +60,7 @@ pub(crate) fn run(plan: Plan) -> Outcome {
     let retention = config.retention_bytes.is_some();
     let shared = Shared::new(sim, rng.range(1, 3), retention, plan.trace);
     shared.note(|| format!("{config:?}"));
-    let watch = plan.seed % WATCHED == 0;
+    let watch = plan.seed.is_multiple_of(WATCHED);
     let mut lineage = Lineage {
         shared,
         rng,

@@ -11,6 +11,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
+    clippy::pedantic,
     reason = "a panic is how a test reports a failure, a line is how it shows its progress"
 )]
 

@@ -184,7 +184,7 @@ impl Shared {
         let mut offsets = handle.offsets();
         let mut at = offsets.log_start();
         while at < offsets.durable() {
-            let limits = if at % 2 == 0 {
+            let limits = if at.is_multiple_of(2) {
                 ReadLimits::default()
             } else {
                 ReadLimits {

@@ -555,9 +555,8 @@ impl Life {
         let round = self.round;
         let entry = &mut self.entries[index(batch)];
         let promise = match entry.fate {
-            Fate::Refused => "P4",
             Fate::Gone if !entry.clips.is_empty() || offset < log_start => "P6",
-            Fate::Gone => "P4",
+            Fate::Gone | Fate::Refused => "P4",
             Fate::Open | Fate::Kept if entry.round == round => "P4",
             Fate::Open | Fate::Kept => {
                 entry.round = round;
