@@ -397,9 +397,10 @@ async fn open<F: BackendFactory>(
         .collect();
     let mut report = RecoveryReport::default();
     for adopted in futures_util::future::join_all(adopting).await {
-        report
-            .partitions
-            .extend(adopted?.into_iter().map(|a| a.report));
+        let (adopted, took) = adopted?;
+        report.duration = report.duration.max(booted.took + took);
+        let reports = adopted.into_iter().map(|a| a.report);
+        report.partitions.extend(reports);
     }
     report.partitions.sort_unstable_by_key(|p| p.partition);
     let info = StoreInfo {

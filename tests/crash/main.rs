@@ -7,11 +7,17 @@
 //!
 //! `CASES` sets the number of cases, `SEED` runs one and prints what happens. Every check names the
 //! promise that it judges (P1 to P11 in the crate documentation).
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::pedantic,
+    reason = "a test"
+)]
 
 mod case;
 mod damage;
 mod model;
+mod payload;
 mod rng;
 mod workload;
 

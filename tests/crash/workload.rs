@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use alluvium::backends::sim::{Sim, SimFactory};
-use alluvium::format::{Batch, BatchBuilder};
 use alluvium::{
     Ack, AppendOptions, Error, ErrorClass, Partition, ReadLimits, Shards, Store, StoreConfig,
     TailCase, Visibility,
@@ -15,6 +14,7 @@ use futures_util::future::{Either, join_all, select};
 
 use crate::case::Coverage;
 use crate::model::{Log, Loss, Name, Submitted, Verdict, ensure};
+use crate::payload::{batch_of, take_batch};
 use crate::rng::Rng;
 
 /// What the test knows, across lives.
@@ -44,43 +44,6 @@ macro_rules! trace {
             eprintln!($($text)*);
         }
     };
-}
-
-/// The bytes of a record follow from its name.
-fn value(name: Name) -> Vec<u8> {
-    let mut rng = Rng(name.batch * 1_000 + u64::from(name.index));
-    let len = [0, 3, 40, 300, 900][usize::try_from(rng.below(5)).unwrap()];
-    let mut bytes = name.batch.to_le_bytes().to_vec();
-    bytes.extend_from_slice(&name.index.to_le_bytes());
-    bytes.extend((0..len).map(|_| rng.next().to_le_bytes()[0]));
-    bytes
-}
-
-fn parse(bytes: &[u8]) -> Option<Name> {
-    let batch = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
-    let index = u32::from_le_bytes(bytes.get(8..12)?.try_into().ok()?);
-    Some(Name { batch, index })
-}
-
-fn batch_of(id: u64, count: u32, opaque: bool) -> Batch {
-    if opaque {
-        return Batch::opaque(
-            &value(Name {
-                batch: id,
-                index: 0,
-            }),
-            count,
-            None,
-        )
-        .unwrap();
-    }
-    let mut builder = BatchBuilder::new();
-    for index in 0..count {
-        builder
-            .push_value(&value(Name { batch: id, index }))
-            .unwrap();
-    }
-    builder.finish().unwrap()
 }
 
 pub(crate) type Found = (BTreeMap<u64, Name>, BTreeSet<u64>);
@@ -113,42 +76,6 @@ pub(crate) async fn read_all(
     // More may have become durable in the meantime; that is not judged yet.
     found.split_off(&offsets.durable());
     Ok(Ok((found, opaque)))
-}
-
-fn take_batch(
-    batch: &alluvium::format::StoredBatch,
-    found: &mut BTreeMap<u64, Name>,
-    opaque: &mut BTreeSet<u64>,
-) -> Verdict {
-    if batch.is_opaque() {
-        let name = parse(batch.body()).ok_or("P1 an opaque body is not ours")?;
-        ensure!(
-            batch.body()[..] == value(name)[..],
-            "P1 opaque batch {name:?} altered"
-        );
-        opaque.insert(name.batch);
-        for offset in batch.first_offset()..batch.end_offset() {
-            let index = u32::try_from(offset - batch.base_offset()).unwrap();
-            found.insert(
-                offset,
-                Name {
-                    batch: name.batch,
-                    index,
-                },
-            );
-        }
-        return Ok(());
-    }
-    for record in batch.records() {
-        let record = record.map_err(|e| format!("P1 a record does not decode: {e}"))?;
-        let name = parse(&record.value).ok_or("P1 a value is not ours")?;
-        ensure!(
-            record.value[..] == value(name)[..],
-            "P1 record {name:?} altered"
-        );
-        found.insert(record.offset, name);
-    }
-    Ok(())
 }
 
 /// Settings of a case: the smallest segments, so that everything happens all the time.
@@ -341,8 +268,8 @@ async fn phase(
     let healthy = match draw {
         0..=59 => appends(sim, &p, world).await?,
         60..=69 => {
-            sim.sleep(Duration::from_millis(world.borrow_mut().rng.below(8)))
-                .await;
+            let pause = world.borrow_mut().rng.below(8);
+            sim.sleep(Duration::from_millis(pause)).await;
             true
         }
         70..=78 => trim(&p, world, retention).await?,

@@ -8,10 +8,10 @@
 //! Environment: `CASES` lineages (default in [`CASES`]), or `SECONDS` of them; `SEED` runs one seed
 //! and tells what happens.
 
-#![cfg(feature = "sim")]
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
+    clippy::pedantic,
     reason = "a panic is how a test reports a failure, a line is how it shows its progress"
 )]
 

@@ -536,17 +536,8 @@ pub(crate) async fn create_partition<B: IoBackend>(
         link: 0,
         read_only: false,
         report: PartitionReport {
-            partition: context.partition,
-            case: TailCase::Clean,
-            log_start: 0,
-            log_end: 0,
-            skipped_offsets: 0,
             segments: 1,
-            rewritten_bytes: 0,
-            cut: None,
-            temporaries_removed: 0,
-            foreign: Vec::new(),
-            corruption: None,
+            ..PartitionReport::empty(context.partition, TailCase::Clean)
         },
         damage: Vec::new(),
     })

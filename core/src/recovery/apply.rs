@@ -8,17 +8,18 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use super::header::NextHeader;
 use super::inventory::{Access, Found, corruption_of, take_inventory};
 use super::plan::{TailCase, classify_scan, newest, predecessors};
 use super::report::PartitionReport;
 use crate::config::{OnCorruption, StoreConfig};
 use crate::error::{Corruption, CorruptionKind, Error, Result};
-use crate::format::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentKind};
+use crate::format::{SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::io::{AlignedBuf, BUFFER_ALIGNMENT, BufPool, Durability, IoBackend, IoFile};
 use crate::offset::Offsets;
 use crate::segment::{
-    ActiveSegment, Cursor, Scan, Segment, SpareFile, SpareRequest, SparseIndex, Stop,
-    prepare_spare, scan_segment,
+    ActiveSegment, Cursor, SEGMENT_SUFFIX, Scan, Segment, SpareFile, SpareRequest, SparseIndex,
+    Stop, prepare_spare, scan_segment,
 };
 
 /// What recovery needs to know about the partition.
@@ -82,6 +83,12 @@ pub(crate) async fn recover_partition<B: IoBackend>(
             damage.note(corruption_of(found, partition, kind.clone()))?;
         }
     }
+    // Indexes of segments that are gone, and what was being made when the process died.
+    let mut leftovers = inventory.temporaries;
+    leftovers.extend(inventory.indexes.into_iter().filter(|index| {
+        let segment = index.with_extension(SEGMENT_SUFFIX);
+        !inventory.found.iter().any(|f| f.path == segment)
+    }));
     let headers: Vec<Option<SegmentHeader>> = inventory
         .found
         .iter()
@@ -93,20 +100,16 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         None => None,
     };
     let Some(((found, header), newest)) = tail else {
-        return Err(Error::corrupt(
-            damage
-                .noted
-                .into_iter()
-                .next()
-                .unwrap_or_else(|| Corruption {
-                    path: context.dir.clone(),
-                    partition,
-                    position: 0,
-                    offset_start: 0,
-                    offset_end: None,
-                    found: CorruptionKind::MissingSegment { identity: 0 },
-                }),
-        ));
+        let nothing = Corruption {
+            path: context.dir.clone(),
+            partition,
+            position: 0,
+            offset_start: 0,
+            offset_end: None,
+            found: CorruptionKind::MissingSegment { identity: 0 },
+        };
+        damage.note(nothing)?;
+        return Ok(unreadable(context, damage.noted));
     };
     let (segment, scan, case) = scan_newest(context, found, header, &mut damage).await?;
     let tail_cut = damage.cut.is_some();
@@ -195,7 +198,29 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         case,
     };
     let unused = files.into_iter().flatten().collect();
-    make_writable(backend, context, log, tail, unused, inventory.temporaries).await
+    make_writable(backend, context, log, tail, unused, leftovers).await
+}
+
+/// The log of a partition of which no segment can be read: empty, read only, and said so.
+fn unreadable<F: IoFile>(context: &RecoveryContext, damage: Vec<Corruption>) -> RecoveredLog<F> {
+    RecoveredLog {
+        sealed: Vec::new(),
+        active: None,
+        spares: Vec::new(),
+        offsets: Offsets::new(0, 0),
+        generation: 0,
+        reserved_end: 0,
+        next_number: 0,
+        next_sequence: 0,
+        last_timestamp: i64::MIN,
+        link: 0,
+        read_only: true,
+        report: PartitionReport {
+            corruption: damage.first().cloned(),
+            ..PartitionReport::empty(context.partition, TailCase::Corrupt)
+        },
+        damage,
+    }
 }
 
 /// The damage found, and whether the log may be opened in spite of it.
@@ -337,7 +362,7 @@ async fn make_writable<B: IoBackend>(
     mut log: RecoveredLog<B::File>,
     tail: Tail<B::File>,
     unused: Vec<Found<B::File>>,
-    temporaries: Vec<PathBuf>,
+    leftovers: Vec<PathBuf>,
 ) -> Result<RecoveredLog<B::File>> {
     let Tail {
         segment,
@@ -377,7 +402,7 @@ async fn make_writable<B: IoBackend>(
     )
     .await?;
 
-    for path in temporaries {
+    for path in leftovers {
         match backend.remove_file(&path).await {
             Ok(()) => log.report.temporaries_removed += 1,
             // An operation of the last process, done only now.
@@ -484,54 +509,6 @@ impl RecoveryContext {
             initialise_bytes,
             partition: self.partition,
             incarnation: self.incarnation,
-        }
-    }
-}
-
-/// What decides the header of the segment that follows.
-#[derive(Debug)]
-pub(crate) struct NextHeader<'a, F> {
-    /// Higher than that of every segment before it, cut ones included.
-    pub(crate) sequence: u64,
-    /// The last segment that counts; `None` for the first of a partition.
-    pub(crate) previous: Option<&'a Segment<F>>,
-    pub(crate) link: u32,
-    pub(crate) base_offset: u64,
-    pub(crate) prev_end_offset: u64,
-    /// Byte position up to which the bytes of `previous` count.
-    pub(crate) prev_end_position: u64,
-    pub(crate) generation: u32,
-    pub(crate) log_start: u64,
-    pub(crate) reserved_end: u64,
-}
-
-impl<F: IoFile> NextHeader<'_, F> {
-    pub(crate) fn build<B: IoBackend<File = F>>(
-        &self,
-        backend: &B,
-        context: &RecoveryContext,
-        file_alignment: u32,
-    ) -> SegmentHeader {
-        let config = &context.config;
-        SegmentHeader {
-            kind: SegmentKind::Log,
-            identity: backend.random_u64().max(1),
-            partition: context.partition,
-            incarnation: context.incarnation,
-            generation: self.generation,
-            sequence: self.sequence,
-            base_offset: self.base_offset,
-            prev_identity: self.previous.map_or(0, |s| s.header.identity),
-            prev_end_offset: self.prev_end_offset,
-            prev_end_position: self.prev_end_position,
-            prev_header_crc: self.link,
-            log_start: self.log_start,
-            reserved_end: self.reserved_end,
-            capacity_bytes: config.segment_bytes,
-            alignment: file_alignment.clamp(512, 4096),
-            writes_in_flight_max: config.writes_in_flight_max,
-            group_bytes_max: config.group_bytes_max,
-            created_ms: backend.wall_clock_ms(),
         }
     }
 }

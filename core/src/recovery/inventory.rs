@@ -24,7 +24,7 @@ pub(super) struct Found<F> {
 pub(super) struct Inventory<F> {
     pub(super) found: Vec<Found<F>>,
     pub(super) temporaries: Vec<PathBuf>,
-    pub(super) indexes: Vec<(u64, PathBuf)>,
+    pub(super) indexes: Vec<PathBuf>,
     pub(super) foreign: Vec<PathBuf>,
     pub(super) next_number: u64,
 }
@@ -70,7 +70,7 @@ pub(super) async fn take_inventory<B: IoBackend>(
                 n
             }
             Some(FileName::Index(n)) => {
-                inventory.indexes.push((n, path));
+                inventory.indexes.push(path);
                 n
             }
             None => {

@@ -11,11 +11,13 @@
 //! recovery leaves a directory that recovers to the same log.
 
 mod apply;
+mod header;
 mod inventory;
 mod plan;
 mod report;
 
-pub(crate) use apply::{NextHeader, RecoveredLog, RecoveryContext, recover_partition};
+pub(crate) use apply::{RecoveredLog, RecoveryContext, recover_partition};
+pub(crate) use header::NextHeader;
 pub(crate) use inventory::fence;
 pub use plan::TailCase;
 pub use report::{PartitionReport, RecoveryReport};

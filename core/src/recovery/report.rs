@@ -28,12 +28,31 @@ pub struct PartitionReport {
     pub rewritten_bytes: u64,
     /// File and byte position at which a torn tail was cut.
     pub cut: Option<(PathBuf, u64)>,
-    /// Half-made files that were removed.
+    /// Half-made files and indexes of segments that are gone, which were removed.
     pub temporaries_removed: usize,
     /// Names in the directory that are not ours; left alone.
     pub foreign: Vec<PathBuf>,
     /// Damage, when the partition was opened in spite of it.
     pub corruption: Option<Corruption>,
+}
+
+impl PartitionReport {
+    /// The report of an empty log.
+    pub(crate) fn empty(partition: u64, case: TailCase) -> Self {
+        Self {
+            partition,
+            case,
+            log_start: 0,
+            log_end: 0,
+            skipped_offsets: 0,
+            segments: 0,
+            rewritten_bytes: 0,
+            cut: None,
+            temporaries_removed: 0,
+            foreign: Vec::new(),
+            corruption: None,
+        }
+    }
 }
 
 impl fmt::Display for PartitionReport {

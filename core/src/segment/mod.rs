@@ -22,7 +22,7 @@ pub(crate) use active::{ActiveSegment, GroupContext, PlacedBatch, PlacedGroup};
 pub(crate) use cursor::{Cursor, ReadError};
 pub(crate) use index::SparseIndex;
 use index::newest_record;
-pub(crate) use name::{FileName, INDEX_SUFFIX};
+pub(crate) use name::{FileName, INDEX_SUFFIX, SEGMENT_SUFFIX};
 pub(crate) use scan::{Scan, Stop, Survivor, scan_segment};
 pub(crate) use spare::{SpareFile, SpareRequest, ZERO_CHUNK_BYTES, prepare_spare, zero};
 

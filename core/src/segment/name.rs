@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 
 /// Suffix of segment files, live or spare.
-const SEGMENT_SUFFIX: &str = "seg";
+pub(crate) const SEGMENT_SUFFIX: &str = "seg";
 /// Suffix of index files.
 pub(crate) const INDEX_SUFFIX: &str = "idx";
 /// Suffix of files that are being made; recovery removes them.

@@ -150,6 +150,11 @@ impl<F: crate::io::IoFile> SpareFile<F> {
         header: SegmentHeader,
         index_interval_bytes: u32,
     ) -> std::io::Result<super::Segment<F>> {
+        if self.file.len().await? < header.capacity_bytes {
+            // A file that somebody shortened while it was in use, and that was trimmed since.
+            self.file.set_len(header.capacity_bytes).await?;
+            self.file.sync_data().await?;
+        }
         let mut block = AlignedBuf::with_capacity(SEGMENT_HEADER_LEN);
         block.extend_from_slice(&header.encode());
         self.file

@@ -38,6 +38,7 @@ pub(super) async fn boot<B: IoBackend>(
     backend: &B,
     request: &BootRequest,
 ) -> Result<BootedStore<B::File>> {
+    let started = backend.now();
     let path = request.path.as_path();
     check_directory(backend, request).await?;
     let lock = take_lock(backend, request).await?;
@@ -58,6 +59,7 @@ pub(super) async fn boot<B: IoBackend>(
     }
     let direct = request.direct_wanted && can_do_direct(backend, path, request.read_only).await;
     let booted = Booted {
+        took: backend.now().saturating_sub(started),
         store_id: header.store_id,
         capabilities: backend.capabilities(),
         direct,

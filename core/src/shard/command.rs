@@ -27,6 +27,8 @@ pub(crate) struct Adopted {
 /// The store's directory, opened.
 #[derive(Debug)]
 pub(crate) struct Booted {
+    /// How long the opening of the directory took.
+    pub(crate) took: Duration,
     pub(crate) store_id: u64,
     pub(crate) capabilities: Capabilities,
     /// Whether segments are opened with O_DIRECT.
@@ -50,7 +52,7 @@ pub(crate) enum Command {
     Adopt {
         partitions: Vec<FoundPartition>,
         direct: bool,
-        reply: Reply<Vec<Adopted>>,
+        reply: Reply<(Vec<Adopted>, Duration)>,
     },
     Create {
         id: u64,

@@ -282,7 +282,8 @@ impl<B: IoBackend> Shard<B> {
         }
     }
 
-    async fn adopt(&self, partitions: Vec<FoundPartition>) -> Result<Vec<Adopted>> {
+    async fn adopt(&self, partitions: Vec<FoundPartition>) -> Result<(Vec<Adopted>, Duration)> {
+        let started = self.shared.backend.now();
         let mut logs = Vec::with_capacity(partitions.len());
         for found in partitions {
             let context = self.context(&found);
@@ -299,7 +300,7 @@ impl<B: IoBackend> Shard<B> {
                 .partitions
                 .insert(partition.id(), partition);
         }
-        Ok(ready)
+        Ok((ready, self.shared.backend.now().saturating_sub(started)))
     }
 
     async fn create(&self, id: u64) -> Result<Adopted> {

@@ -556,7 +556,7 @@ impl Life {
         let entry = &mut self.entries[index(batch)];
         let promise = match entry.fate {
             Fate::Gone if !entry.clips.is_empty() || offset < log_start => "P6",
-            Fate::Refused | Fate::Gone => "P4",
+            Fate::Gone | Fate::Refused => "P4",
             Fate::Open | Fate::Kept if entry.round == round => "P4",
             Fate::Open | Fate::Kept => {
                 entry.round = round;
