@@ -48,13 +48,18 @@ async fn fill(sim: &Sim, rng: &mut Rng, config: StoreConfig, life: &mut Life) ->
     let partition = store.create_partition(1).await?;
     // Without a seal only what has successors that know it to be durable is judged.
     let rests = rng.percent(60);
-    let astray = sim.write_count() + rng.range(1, if rests { 20 } else { 10 });
+    let astray = sim.write_count() + rng.range(1, if rests { 20 } else { 3 });
     if rng.percent(50) {
         sim.lose_write(astray);
     } else {
         sim.misdirect_write(astray);
     }
-    for _ in 0..rng.range(15, 30) {
+    let appends = if rests {
+        rng.range(15, 30)
+    } else {
+        rng.range(4, 7)
+    };
+    for _ in 0..appends {
         let record_bytes = usize::try_from(rng.range(16, 600)).unwrap_or(16);
         let shape = BatchShape {
             count: 2,
@@ -65,7 +70,7 @@ async fn fill(sim: &Sim, rng: &mut Rng, config: StoreConfig, life: &mut Life) ->
         let appended = partition.append(shape.encode(id)).await?;
         let checked = life.acknowledged(id, appended, partition.offsets());
         assert_eq!(checked, Ok(()));
-        if rng.percent(10) {
+        if rests && rng.percent(10) {
             sim.sleep(Duration::from_millis(10)).await;
         }
     }
