@@ -9,7 +9,7 @@ use std::time::Duration;
 use alluvium::backends::sim::{CrashKind, Sim, SimFactory, Stop};
 use alluvium::format::{SegmentHeader, SegmentKind};
 use alluvium::{Error, RecoveryReport, Shards, Store, StoreConfig, TailCase};
-use alluvium_testkit::promises::{Survival, Violation};
+use alluvium_testkit::promises::{BatchShape, Survival, Violation};
 use futures_util::future::{Either, join_all, select};
 
 use crate::client::Client;
@@ -201,7 +201,7 @@ impl Lineage {
                     TailCase::Clean => c.tail_clean += 1,
                     TailCase::Unsealed => c.tail_unsealed += 1,
                     TailCase::Torn => c.tail_torn += 1,
-                    _ => {}
+                    TailCase::Corrupt => {}
                 }
                 c.skipped_offsets += u64::from(partition.skipped_offsets > 0);
             }
@@ -330,6 +330,9 @@ impl Lineage {
                 first.await;
             }
             heal(&shared).await;
+            if full_disk {
+                appends_go_on(&shared).await;
+            }
             join_all(self.clients(opened, &mut rng, clients)).await;
         };
         let limited = async {
@@ -492,15 +495,39 @@ async fn heal(shared: &Shared) {
             // Another failure may have been waiting for the recovery.
             reopened = handle.reopen().await;
         }
-        match reopened {
-            Err(e) => return shared.violate("P8", format!("reopen: {e}")),
-            Ok(_) => {
-                shared.count(|c| c.reopened_after_failure += 1);
-                shared.slot(n, |s| s.failed = false);
-                shared.verify(n, &handle, Survival::Durable).await;
-            }
+        if let Err(e) = reopened {
+            return shared.violate("P8", format!("reopen: {e}"));
         }
+        shared.count(|c| c.reopened_after_failure += 1);
+        shared.slot(n, |s| s.failed = false);
+        shared.verify(n, &handle, Survival::Durable).await;
     }
 }
+
+/// There is room again: every partition that has not failed takes appends.
+async fn appends_go_on(shared: &Shared) {
+    let slots = shared.with(|w| w.slots.len());
+    for n in 0..slots {
+        let Some(handle) = shared.handle(n) else {
+            continue;
+        };
+        let shape = BatchShape {
+            count: 1,
+            record_bytes: 16,
+            opaque: false,
+        };
+        let Some(id) = shared.life(n, &handle, |l| l.submit(HEALER, shape)) else {
+            continue;
+        };
+        let result = handle.append(shape.encode(id)).await;
+        if let Err(e @ Error::NoSpace { .. }) = &result {
+            shared.violate("P9", format!("there is room again: {e}"));
+        }
+        shared.answered(n, &handle, id, result);
+    }
+}
+
+/// The client that looks whether appends go on.
+const HEALER: u32 = u32::MAX;
 
 const EIO: i32 = 5;

@@ -15,6 +15,7 @@
     reason = "a panic is how a test reports a failure, a line is how it shows its progress"
 )]
 
+mod astray;
 mod client;
 mod coverage;
 mod lineage;
@@ -71,5 +72,24 @@ fn a_device_that_lies_is_found_out() {
         result.failure.is_some(),
         "no violation in {} lineages",
         limit.cases
+    );
+}
+
+/// P7: a write that the device acknowledged and lost, or did elsewhere, is reported or harmless.
+#[test]
+fn writes_that_go_astray_are_reported() {
+    let (mut refused, mut read) = (0, 0);
+    let cases = setting("ASTRAY_CASES").unwrap_or(3_000);
+    for seed in 0..cases {
+        match astray::run(seed).unwrap_or_else(|e| panic!("{e}\nseed {seed}")) {
+            astray::Found::Harmless => {}
+            astray::Found::Refused => refused += 1,
+            astray::Found::ByRead => read += 1,
+        }
+    }
+    eprintln!("{refused} refused, {read} named by reads, of {cases}");
+    assert!(
+        (refused + read) * 2 > cases && refused * 20 > cases,
+        "{refused} refused, {read} named, of {cases}"
     );
 }

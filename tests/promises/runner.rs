@@ -45,12 +45,8 @@ pub(crate) struct Summary {
 
 impl Summary {
     pub(crate) fn print(&self) {
-        let seconds = self.elapsed.as_secs_f64();
-        eprintln!(
-            "{:.1} s, {:.0} crashes/s",
-            seconds,
-            self.coverage.crashes as f64 / seconds
-        );
+        let rate = u128::from(self.coverage.crashes) * 1000 / self.elapsed.as_millis().max(1);
+        eprintln!("{:?}, {rate} crashes/s", self.elapsed);
         for (name, count) in self.coverage.all() {
             eprintln!("{count:>12} {name}");
         }

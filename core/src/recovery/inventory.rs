@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Corruption, CorruptionKind, Error, Result};
-use crate::format::{FORMAT_VERSION, FormatError, SEGMENT_HEADER_LEN, SegmentHeader};
+use crate::format::{BatchHeader, FORMAT_VERSION, FormatError, SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::io::{
     AlignedBuf, EntryKind, FailStop, IoBackend, IoFile, LockKind, OpenMode, OpenOptions,
 };
@@ -110,12 +110,15 @@ pub(super) async fn take_inventory<B: IoBackend>(
     for (path, file) in opened {
         let file = FailStop::new(file);
         let len = file.len().await.map_err(|e| Error::io("stat", &path, e))?;
-        let buf = AlignedBuf::with_capacity(SEGMENT_HEADER_LEN);
+        // The header block, and the start of the first batch.
+        let wanted = 2 * SEGMENT_HEADER_LEN;
+        let buf = AlignedBuf::with_capacity(wanted);
         let block = file
-            .read_at(buf, 0, SEGMENT_HEADER_LEN)
+            .read_at(buf, 0, wanted)
             .await
             .map_err(|e| Error::io("read", &path, e))?;
-        let header = SegmentHeader::decode(&block);
+        let (block, first) = block.split_at(SEGMENT_HEADER_LEN.min(block.len()));
+        let header = SegmentHeader::decode(block);
         if let Err(FormatError::UnsupportedVersion { found }) = header {
             return Err(Error::UnsupportedVersion {
                 path,
@@ -124,12 +127,16 @@ pub(super) async fn take_inventory<B: IoBackend>(
             });
         }
         let header = header.map_err(CorruptionKind::from).and_then(|h| {
-            if h.partition == partition && h.incarnation == incarnation {
-                Ok(h)
-            } else {
+            if h.partition != partition || h.incarnation != incarnation {
                 Err(CorruptionKind::Misplaced(
                     "the segment belongs to another partition",
                 ))
+            } else if outruns_header(first, &h) {
+                Err(CorruptionKind::Misplaced(
+                    "its first batch is newer than its header: the header was never written",
+                ))
+            } else {
+                Ok(h)
             }
         });
         inventory.found.push(Found {
@@ -140,6 +147,17 @@ pub(super) async fn take_inventory<B: IoBackend>(
         });
     }
     Ok(inventory)
+}
+
+/// Whether the first batch of a file is of a later use than its header. A header is durable before
+/// the first batch is written, and a later use has a higher generation or higher offsets: so the
+/// device lost the header, and with it all knowledge of the batches.
+fn outruns_header(first: &[u8], header: &SegmentHeader) -> bool {
+    BatchHeader::decode(first).is_ok_and(|batch| {
+        batch.identity != header.identity
+            && (batch.partition, batch.incarnation) == (header.partition, header.incarnation)
+            && (batch.generation, batch.base_offset) > (header.generation, header.base_offset)
+    })
 }
 
 /// Waits until a lock on this very descriptor can be had: until then, operations of a dead process
