@@ -42,10 +42,11 @@ async fn caller(store: Store, id: u64) {
             match dice % 7 {
                 0..=2 => {
                     let level = [Ack::Accepted, Ack::Written, Ack::Durable][(dice % 3) as usize];
-                    let next = batch(p.offsets().log_end(), 1 + dice % 5);
+                    let end = p.offsets().log_end();
+                    let next = batch(end, 1 + dice % 5);
                     // Only if nothing that was dropped came in between.
                     let options = alluvium::AppendOptions::from(level);
-                    let options = options.expected_end(p.offsets().log_end());
+                    let options = options.expected_end(end);
                     drop(p.append_with(next, options).await);
                 }
                 3 => drop(p.read(start, limits, Visibility::Durable).await),

@@ -217,7 +217,9 @@ fn a_shortened_newest_file_is_cut_where_its_batches_end() {
 fn a_damaged_segment_header_is_told_and_left_alone() {
     let scene = Scene::with_store();
     let batches = Batch::of(&scene.inspect(), 1, "records");
+    // Both copies of the header: one sound copy would be enough.
     flip(&batches[0].path, 20);
+    flip(&batches[0].path, 2048 + 20);
     let before = scene.content();
     let ran = scene
         .run(&["verify"])
@@ -229,6 +231,16 @@ fn a_damaged_segment_header_is_told_and_left_alone() {
     ran.says("cannot be repaired by cutting")
         .says(batches[0].path.to_str().unwrap());
     assert_eq!(scene.content(), before);
+}
+
+#[test]
+fn one_damaged_copy_of_a_header_costs_nothing_and_is_told() {
+    let scene = Scene::with_store();
+    let batches = Batch::of(&scene.inspect(), 1, "records");
+    flip(&batches[0].path, 20);
+    assert_eq!(scene.run(&["read"]).expect(0).text(), text(0..2_000));
+    let ran = scene.run(&["verify"]).expect(1).says("byte 0");
+    ran.says(batches[0].path.to_str().unwrap());
 }
 
 #[test]

@@ -161,6 +161,14 @@ impl<B: IoBackend> Partition<B> {
         if detail == InspectDetail::Segments {
             return Ok(out);
         }
+        // One sound copy of the header is enough to read by, but not all that was written.
+        let block = self.context.pool.take(SEGMENT_HEADER_LEN);
+        let block = segment.file.read_at(block, 0, SEGMENT_HEADER_LEN).await;
+        let block = block.map_err(|e| Error::io("read", &segment.path, e))?;
+        if let Err(found) = SegmentHeader::check_block(&block) {
+            let base = segment.base_offset();
+            out.note(0, base, base, found.into());
+        }
         let mut cursor = Cursor::new(segment, &self.context.pool, CHUNK_BYTES);
         let mut chain = Chain::start(&segment.header);
         let mut position = SEGMENT_HEADER_LEN as u64;
