@@ -22,10 +22,13 @@ impl OpenStore for BackendKind {
             #[cfg(feature = "compio")]
             Self::Compio => crate::compio::CompioFactory::new().open(request).await,
             // A resolved kind is compiled in and is never `Auto`.
-            other => Err(Error::BackendUnavailable {
-                name: other.name().to_owned(),
-                why: "it is not compiled in".to_owned(),
-            }),
+            other => {
+                drop(request);
+                Err(Error::BackendUnavailable {
+                    name: other.name().to_owned(),
+                    why: "it is not compiled in".to_owned(),
+                })
+            }
         }
     }
 }
