@@ -50,6 +50,8 @@ struct Entry {
     blurred: bool,
     /// The lowest of those truncations.
     blurred_at: u64,
+    /// It was answered before the latest truncation was asked for.
+    before_cut: bool,
     /// The last check that saw it.
     round: u32,
 }
@@ -70,12 +72,6 @@ impl Entry {
     }
 }
 
-/// A truncation that was asked for and not answered yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cut {
-    to: u64,
-}
-
 /// What was known when a read began.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadStart {
@@ -92,7 +88,8 @@ pub struct Life {
     entries: Vec<Entry>,
     /// Offsets that an acknowledgement or a durable read has shown.
     bound: BTreeMap<u64, (BatchId, u32)>,
-    cut: Option<Cut>,
+    /// A truncation that was asked for and not answered yet.
+    cut: Option<u64>,
     /// Counts truncations, begun and ended.
     epoch: u32,
     /// Everything placed below has been promised durable.
@@ -135,7 +132,7 @@ impl Life {
     pub fn submit(&mut self, client: u32, shape: BatchShape) -> BatchId {
         let id = BatchId(self.number << 32 | self.entries.len() as u64);
         let blurred = self.cut.is_some();
-        let blurred_at = self.cut.map_or(u64::MAX, |cut| cut.to);
+        let blurred_at = self.cut.unwrap_or(u64::MAX);
         let (fate, base, clips, round) = (Fate::Open, None, Vec::new(), 0);
         self.entries.push(Entry {
             client,
@@ -146,6 +143,7 @@ impl Life {
             blurred,
             blurred_at,
             round,
+            before_cut: false,
         });
         id
     }
@@ -369,17 +367,20 @@ impl Life {
     /// A truncation is about to be asked for; only one at a time.
     pub fn cut_asked(&mut self, to: u64) {
         assert!(self.cut.is_none(), "one truncation at a time");
-        self.cut = Some(Cut { to });
+        self.cut = Some(to);
         self.epoch += 1;
-        for entry in self.entries.iter_mut().filter(|e| e.fate == Fate::Open) {
-            entry.blurred = true;
-            entry.blurred_at = entry.blurred_at.min(to);
+        for entry in &mut self.entries {
+            entry.before_cut = entry.fate == Fate::Kept;
+            if entry.fate == Fate::Open {
+                entry.blurred = true;
+                entry.blurred_at = entry.blurred_at.min(to);
+            }
         }
     }
 
     /// The truncation has returned: everything at and above it is gone for ever.
     pub fn cut_done(&mut self) {
-        let Some(Cut { to }) = self.cut.take() else {
+        let Some(to) = self.cut.take() else {
             return;
         };
         self.epoch += 1;
@@ -401,7 +402,7 @@ impl Life {
             }
             if base < to {
                 entry.clips.push(to);
-            } else if !entry.blurred {
+            } else if entry.before_cut {
                 entry.fate = Fate::Gone;
             }
         }
@@ -466,10 +467,10 @@ impl Life {
     /// Whether a truncation of unknown outcome was carried out; from now on it stays so. Returns up
     /// to where the log is promised.
     fn settle_cut(&mut self, promised: u64, seen: &[Seen]) -> u64 {
-        let Some(Cut { to }) = self.cut else {
+        let Some(to) = self.cut else {
             return promised;
         };
-        let old = |id: BatchId| !self.entries[index(id)].blurred;
+        let old = |id: BatchId| self.entries[index(id)].before_cut;
         if seen.iter().any(|s| s.offset >= to && old(s.batch)) {
             self.cut_refused();
             return promised;
