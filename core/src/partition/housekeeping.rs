@@ -95,6 +95,8 @@ impl<B: IoBackend> Partition<B> {
     }
 
     async fn make_spare(&self, initialise_bytes: u64) -> Result<SpareFile<B::File>> {
+        // It creates and renames: the lock is not released before that is done.
+        let _by_name = Removal::start(&self.shard);
         let number = {
             let mut state = self.state.borrow_mut();
             let number = state.next_number;
@@ -242,7 +244,7 @@ impl<B: IoBackend> Partition<B> {
     }
 }
 
-/// Counts a removal until the task that does it has ended.
+/// Counts an operation on names until the task that does it has ended.
 struct Removal<B: IoBackend>(Rc<ShardContext<B>>);
 
 impl<B: IoBackend> Removal<B> {

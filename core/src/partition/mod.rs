@@ -49,8 +49,8 @@ pub(crate) struct ShardContext<B: IoBackend> {
     /// Partitions whose tail is not sealed; the shard's ticker seals those that went idle.
     pub(crate) unsealed: RefCell<Vec<Rc<Partition<B>>>>,
     pub(crate) tick: LocalNotify,
-    /// Removals of files under way. A removal goes by name, and a name may come to a new use: so
-    /// nothing that ends or reopens a partition goes on before they are done.
+    /// Removals and creations of files under way. They go by name, and a name may come to a new
+    /// use: so nothing that ends or reopens a partition goes on before they are done.
     pub(crate) removals: std::cell::Cell<usize>,
     /// Partitions on this shard: they share the budget of the tail cache.
     pub(crate) partitions: std::cell::Cell<usize>,
