@@ -39,9 +39,14 @@ pub enum Workload {
 pub struct Case {
     /// What is measured.
     pub workload: Workload,
-    /// Callers of WB, bytes of W7; zero elsewhere.
+    /// Callers of WB, partitions of W3k, bytes of W7; zero elsewhere.
     pub(crate) variant: u64,
 }
+
+/// Partitions and producers of W3k.
+const MANY: u64 = 1_000;
+/// Most callers, or partitions, that a case may have.
+const MANY_MAX: u64 = 100_000;
 
 /// Who appends what, and where to.
 #[derive(Debug, Clone, Copy)]
@@ -85,31 +90,11 @@ impl Workload {
         }
     }
 
-    /// Shape of the closed loop, for workloads that are one.
-    pub(crate) fn shape(self) -> Option<Shape> {
-        let shape = |producers, partitions, records, level| {
-            Some(Shape {
-                producers,
-                partitions,
-                records,
-                level,
-            })
-        };
-        match self {
-            Self::W1 => shape(1, 1, 1, Level::Durable),
-            Self::W2 => shape(64, 1, 1, Level::Durable),
-            Self::W3 => shape(256, 16, 1, Level::Durable),
-            Self::W3k => shape(1_000, 1_000, 1, Level::Durable),
-            Self::W4 => shape(8, 1, 64, Level::Durable),
-            Self::W5 => shape(8, 1, 64, Level::Written),
-            Self::W6 | Self::W6c | Self::W7 | Self::WT | Self::WB => None,
-        }
-    }
-
     /// The cases of this workload; `reopen_bytes` are the sizes for W7.
     pub fn cases(self, reopen_bytes: &[u64]) -> Vec<Case> {
         let variants = match self {
             Self::WB => vec![1, 64, 1_000],
+            Self::W3k => vec![MANY],
             Self::W7 => reopen_bytes.to_vec(),
             _ => vec![0],
         };
@@ -127,7 +112,8 @@ impl Case {
         Workload::ALL.map(Workload::name).to_vec()
     }
 
-    /// The cases of a name: a workload, or one case of it such as `WB/64`.
+    /// The cases of a name: a workload, or one case of it, such as `WB/64` (callers), `W3k/100`
+    /// (partitions) or `W7/1024MiB`.
     ///
     /// # Errors
     /// [`Error::UnknownWorkload`].
@@ -135,19 +121,53 @@ impl Case {
         let unknown = || Error::UnknownWorkload {
             name: name.to_owned(),
         };
-        let (workload, variant) = match name.split_once('/') {
-            Some((workload, variant)) => (workload, Some(variant)),
-            None => (name, None),
+        let Some((workload, variant)) = name.split_once('/') else {
+            let cases = name
+                .parse::<Workload>()
+                .map_err(|_| unknown())?
+                .cases(reopen_bytes);
+            return if cases.is_empty() {
+                Err(unknown())
+            } else {
+                Ok(cases)
+            };
         };
-        let workload: Workload = workload.parse().map_err(|_| unknown())?;
-        let mut cases = workload.cases(reopen_bytes);
-        if variant.is_some() {
-            cases.retain(|case| case.to_string().eq_ignore_ascii_case(name));
+        let workload = workload.parse().map_err(|_| unknown())?;
+        let number = |text: &str| text.parse::<u64>().ok().filter(|&n| n > 0);
+        let variant = match workload {
+            Workload::WB | Workload::W3k => number(variant).filter(|&n| n <= MANY_MAX),
+            Workload::W7 => variant
+                .strip_suffix("MiB")
+                .and_then(number)
+                .and_then(|mib| mib.checked_mul(1 << 20)),
+            _ => None,
+        };
+        let variant = variant.ok_or_else(unknown)?;
+        Ok(vec![Self { workload, variant }])
+    }
+
+    /// Shape of the closed loop, for workloads that are one.
+    pub(crate) fn shape(self) -> Option<Shape> {
+        let shape = |producers, partitions, records, level| {
+            Some(Shape {
+                producers,
+                partitions,
+                records,
+                level,
+            })
+        };
+        match self.workload {
+            Workload::W1 => shape(1, 1, 1, Level::Durable),
+            Workload::W2 => shape(64, 1, 1, Level::Durable),
+            Workload::W3 => shape(256, 16, 1, Level::Durable),
+            Workload::W3k => {
+                let many = usize::try_from(self.variant).ok()?;
+                shape(many, many, 1, Level::Durable)
+            }
+            Workload::W4 => shape(8, 1, 64, Level::Durable),
+            Workload::W5 => shape(8, 1, 64, Level::Written),
+            Workload::W6 | Workload::W6c | Workload::W7 | Workload::WT | Workload::WB => None,
         }
-        if cases.is_empty() {
-            return Err(unknown());
-        }
-        Ok(cases)
     }
 
     /// What the case does, in a line.
@@ -156,7 +176,10 @@ impl Case {
             Workload::W1 => "durable append, 1 producer, 1 KiB, one at a time".into(),
             Workload::W2 => "durable append, 64 producers, 1 partition, 1 KiB".into(),
             Workload::W3 => "durable append, 256 producers, 16 partitions, 1 KiB".into(),
-            Workload::W3k => "durable append, 1,000 producers, 1,000 partitions, 1 KiB".into(),
+            Workload::W3k => format!(
+                "durable append, {0} producers, {0} partitions, 1 KiB",
+                self.variant
+            ),
             Workload::W4 => "durable batches of 64 x 1 KiB, 8 producers".into(),
             Workload::W5 => {
                 "batches of 64 x 1 KiB acknowledged when written, 8 producers; one sync at the end \
@@ -220,6 +243,7 @@ impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.workload {
             Workload::WB => write!(f, "WB/{}", self.variant),
+            Workload::W3k if self.variant != MANY => write!(f, "W3k/{}", self.variant),
             Workload::W7 => write!(f, "W7/{}MiB", self.variant >> 20),
             other => f.write_str(other.name()),
         }
@@ -239,7 +263,10 @@ mod tests {
     fn names_stand_for_all_cases_or_one() {
         assert_eq!(names("w1"), ["W1"]);
         assert_eq!(names("WB"), ["WB/1", "WB/64", "WB/1000"]);
-        assert_eq!(names("WB/64"), ["WB/64"]);
+        assert_eq!(names("WB/8"), ["WB/8"]);
+        assert_eq!(names("W3k"), ["W3k"]);
+        assert_eq!(names("W3k/20"), ["W3k/20"]);
+        assert_eq!(names("w7/3MiB"), ["W7/3MiB"]);
         assert_eq!(names("W7"), ["W7/64MiB", "W7/1024MiB"]);
         for workload in Workload::ALL {
             assert_eq!(workload.name().parse::<Workload>().ok(), Some(workload));
@@ -248,7 +275,16 @@ mod tests {
 
     #[test]
     fn unknown_names_are_refused_with_those_there_are() {
-        for name in ["", "W9", "WB/2", "W1/"] {
+        for name in [
+            "",
+            "W9",
+            "WB/0",
+            "WB/x",
+            "W1/",
+            "W1/2",
+            "W7/1",
+            "W3k/1000001",
+        ] {
             let error = Case::parse(name, &[]).expect_err(name);
             assert!(error.to_string().contains("W6c"), "{error}");
         }

@@ -82,7 +82,7 @@ impl<E: Engine> Contender for Driven<E> {
                 Workload::W7 => drive::reopen(&self.0, case, run).await,
                 Workload::WT => drive::open_loop(&self.0, run).await,
                 Workload::WB => drive::bridge(&self.0, case, run).await,
-                other => drive::closed_loop(&self.0, other, run).await,
+                _ => drive::closed_loop(&self.0, case, run).await,
             }
         })
     }

@@ -274,7 +274,7 @@ fn needed_bytes(plan: &Plan) -> u64 {
     let appended = written.min(sizes.append_bytes_max);
     let of_case = |case: &Case| match case.workload {
         // Segments are preallocated, the next of each partition among them.
-        Workload::W3k => 5 * GIB,
+        Workload::W3k => case.variant.saturating_mul(5 << 20),
         Workload::W3 => appended + 3 * GIB,
         Workload::W6 | Workload::W6c => sizes.read_bytes / 4 * 5,
         Workload::W7 => case.variant / 4 * 5,

@@ -11,19 +11,15 @@ use crate::measure::{Outcome, Run, histogram, record};
 /// Segments of W3k: so many partitions cannot have the default's space each.
 const MANY_PARTITIONS_SEGMENT_BYTES: u64 = 2 << 20;
 
-pub(crate) async fn closed_loop<E: Engine>(
-    engine: &E,
-    workload: Workload,
-    run: &Run,
-) -> Result<Outcome> {
-    let Some(shape) = workload.shape() else {
-        return Err(Error::Peer(format!("{workload} is no closed loop")));
+pub(crate) async fn closed_loop<E: Engine>(engine: &E, case: Case, run: &Run) -> Result<Outcome> {
+    let Some(shape) = case.shape() else {
+        return Err(Error::Peer(format!("{case} is no closed loop")));
     };
     let setup = Setup {
         dir: run.dir.clone(),
         partitions: shape.partitions,
         cache_bytes: None,
-        segment_bytes: (shape.partitions > 100).then_some(MANY_PARTITIONS_SEGMENT_BYTES),
+        segment_bytes: (case.workload == Workload::W3k).then_some(MANY_PARTITIONS_SEGMENT_BYTES),
     };
     let log = engine.open(&setup).await?;
     warm_up(&log, shape.partitions).await?;

@@ -74,9 +74,16 @@ impl Engine for Alluvium {
             .backend(self.backend)
             .open()
             .await?;
-        let mut partitions = Vec::new();
+        let mut creating = Vec::new();
         for id in 0..setup.partitions as u64 {
-            partitions.push(store.partition_or_create(id).await?);
+            let store = store.clone();
+            creating.push(tokio::spawn(
+                async move { store.partition_or_create(id).await },
+            ));
+        }
+        let mut partitions = Vec::new();
+        for created in creating {
+            partitions.push(created.await??);
         }
         Ok(StoreLog {
             store,
