@@ -38,6 +38,6 @@ pub use error::{Error, Result};
 pub use machine::Machine;
 pub use measure::{Outcome, Run, Sizes, Stop};
 pub use raw::{ChecksumScan, RawDisk};
-pub use report::{CaseReport, ContenderReport, Figures, Report, Table};
+pub use report::{CaseReport, ContenderReport, Figures, Report, Table, micros};
 pub use session::{Plan, Session, Step};
 pub use syscalls::SyscallCounter;

@@ -392,8 +392,8 @@ fn grouped(n: f64) -> String {
     out
 }
 
-/// A time in the unit that suits it.
-fn micros(us: f64) -> String {
+/// A time in microseconds, as text in the unit that suits it.
+pub fn micros(us: f64) -> String {
     match us {
         us if us >= 1e6 => format!("{:.2} s", us / 1e6),
         us if us >= 1e3 => format!("{:.2} ms", us / 1e3),
