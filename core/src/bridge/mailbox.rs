@@ -71,6 +71,15 @@ impl Mailbox {
         })
     }
 
+    /// For those who need no room: hears that the store is closed or the shard gone, and lets the
+    /// caller's other tasks have their turn where the runtime counts steps. Never waits for room.
+    pub(crate) async fn pass(&self) -> Result<()> {
+        match self.requests.acquire_many(0).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.gone()),
+        }
+    }
+
     /// Room for a request, now or not at all.
     pub(crate) fn try_reserve(&self, bytes: usize) -> Result<Permit> {
         let refused = |what| {

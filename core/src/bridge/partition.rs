@@ -11,7 +11,7 @@ use crate::format::{Batch, BatchKind};
 use crate::offset::Offsets;
 use crate::partition::{
     Ack, AppendRequest, Appended, Change, Fetched, InspectRequest, Inspection, PartitionInfo,
-    Permit, ReadLimits, Replies, Reply, Request, Visibility,
+    Permit, ReadLimits, Replies, Reply, Request, Tail, Visibility,
 };
 use crate::recovery::PartitionReport;
 use crate::shard::{Adopted, Command, Reading};
@@ -31,7 +31,9 @@ struct Inner {
     id: u64,
     incarnation: u32,
     mailbox: Mailbox,
+    /// To wait for offsets; they are read from the tail.
     offsets: watch::Receiver<Offsets>,
+    tail: Arc<Tail>,
     batch_bytes_max: usize,
 }
 
@@ -43,6 +45,7 @@ impl Partition {
                 incarnation: adopted.incarnation,
                 mailbox,
                 offsets: adopted.offsets.clone(),
+                tail: Arc::clone(&adopted.tail),
                 batch_bytes_max: adopted.batch_bytes_max,
             }),
         }
@@ -223,6 +226,10 @@ impl Partition {
         limits: ReadLimits,
         visibility: Visibility,
     ) -> Result<Fetched> {
+        self.inner.mailbox.pass().await?;
+        if let Some(fetched) = self.inner.tail.read(from, limits, visibility)? {
+            return Ok(fetched);
+        }
         let permit = self.inner.mailbox.reserve(0).await?;
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
         let reading = Reading {
@@ -263,10 +270,13 @@ impl Partition {
         }
     }
 
-    /// Where the log starts, is durable, is written and ends, as last published. Does not cross
-    /// threads.
+    /// Where the log starts, is durable, is written and ends. Does not cross threads.
+    ///
+    /// They never lag behind an acknowledgement of any level: after an append with
+    /// [`Ack::Accepted`] the log end is beyond it.
     pub fn offsets(&self) -> Offsets {
-        *self.inner.offsets.borrow()
+        let shared = self.inner.tail.offsets();
+        shared.unwrap_or_else(|| *self.inner.offsets.borrow())
     }
 
     /// Makes everything appended before it durable; returns the offset below which that holds.

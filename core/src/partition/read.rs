@@ -6,6 +6,7 @@ use super::{Mode, Partition};
 use crate::error::{CorruptionKind, Error, Result};
 use crate::format::{FormatError, StoredBatch, StoredRecord};
 use crate::io::IoBackend;
+use crate::offset::Offsets;
 
 /// How far a read may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,6 +17,16 @@ pub enum Visibility {
     /// Up to the log end: also records that a crash may still take away. For Raft logs, which
     /// read entries before they are durable.
     Visible,
+}
+
+impl Visibility {
+    /// The offset up to which records may be seen.
+    pub(crate) fn end(self, offsets: Offsets) -> u64 {
+        match self {
+            Self::Durable => offsets.durable(),
+            Self::Visible => offsets.log_end(),
+        }
+    }
 }
 
 /// How much one read may return. At least one record is returned when there is one.
@@ -53,6 +64,17 @@ pub struct Fetched {
 }
 
 impl Fetched {
+    /// What was found with these offsets in force.
+    pub(super) fn new(batches: Vec<StoredBatch>, next_offset: u64, offsets: Offsets) -> Self {
+        Self {
+            batches,
+            next_offset,
+            log_start: offsets.log_start(),
+            durable: offsets.durable(),
+            log_end: offsets.log_end(),
+        }
+    }
+
     /// All records of the batches, in order. An opaque batch yields one error.
     pub fn records(&self) -> impl Iterator<Item = Result<StoredRecord, FormatError>> + '_ {
         self.batches.iter().flat_map(StoredBatch::records)
@@ -72,39 +94,10 @@ impl<B: IoBackend> Partition<B> {
         limits: ReadLimits,
         visibility: Visibility,
     ) -> Result<Option<Fetched>> {
-        let state = self.state.borrow();
-        if let Mode::Closed = state.mode {
+        if let Mode::Closed = self.state.borrow().mode {
             return Err(Error::Closed);
         }
-        let offsets = state.offsets;
-        let end = match visibility {
-            Visibility::Durable => offsets.durable(),
-            Visibility::Visible => offsets.log_end(),
-        };
-        let start = offsets.log_start();
-        if from < start || from > end {
-            return Err(Error::OutOfRange {
-                requested: from,
-                start,
-                end,
-            });
-        }
-        let fetched = |batches, next_offset| Fetched {
-            batches,
-            next_offset,
-            log_start: start,
-            durable: offsets.durable(),
-            log_end: offsets.log_end(),
-        };
-        if from == end {
-            return Ok(Some(fetched(Vec::new(), from)));
-        }
-        // What the cache cannot decode the disk may still have; it is read and judged there.
-        let Some(Ok(batches)) = state.cache.read(from, end, limits.bytes_max) else {
-            return Ok(None);
-        };
-        let (batches, next) = limit_records(batches, limits.records_max);
-        Ok(Some(fetched(batches, next.unwrap_or(end))))
+        self.tail.read(from, limits, visibility)
     }
 
     /// A read from the segments.
@@ -136,19 +129,10 @@ impl<B: IoBackend> Partition<B> {
                 segments.into_iter().skip(first),
             )
         };
-        let end = match visibility {
-            Visibility::Durable => offsets.durable(),
-            Visibility::Visible => offsets.log_end(),
-        };
+        let end = visibility.end(offsets);
         let context = &self.context;
         let (pool, interval) = (&context.pool, context.config.index_interval_bytes);
-        let fetched = |batches, next_offset| Fetched {
-            batches,
-            next_offset,
-            log_start: offsets.log_start(),
-            durable: offsets.durable(),
-            log_end: offsets.log_end(),
-        };
+        let fetched = |batches, next_offset| Fetched::new(batches, next_offset, offsets);
         for segment in candidates {
             // Offsets that were skipped lie between segments.
             let start = from.max(segment.base_offset());
@@ -261,7 +245,10 @@ fn first_not_before(batch: &StoredBatch, timestamp_ms: i64) -> Option<u64> {
 }
 
 /// Clips the batches to `records_max` records, and says where they end.
-fn limit_records(batches: Vec<StoredBatch>, records_max: u64) -> (Vec<StoredBatch>, Option<u64>) {
+pub(super) fn limit_records(
+    batches: Vec<StoredBatch>,
+    records_max: u64,
+) -> (Vec<StoredBatch>, Option<u64>) {
     let mut left = records_max.max(1);
     let mut kept = Vec::with_capacity(batches.len());
     for batch in batches {

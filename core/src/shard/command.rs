@@ -1,5 +1,6 @@
 //! What comes through a shard's mailbox.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
@@ -9,7 +10,7 @@ use crate::io::Capabilities;
 use crate::metrics::ShardStats;
 use crate::offset::Offsets;
 use crate::partition::{
-    Fetched, InspectRequest, Inspection, PartitionInfo, Permit, ReadLimits, Reply, Request,
+    Fetched, InspectRequest, Inspection, PartitionInfo, Permit, ReadLimits, Reply, Request, Tail,
     Visibility,
 };
 use crate::recovery::PartitionReport;
@@ -20,6 +21,7 @@ pub(crate) struct Adopted {
     pub(crate) id: u64,
     pub(crate) incarnation: u32,
     pub(crate) offsets: watch::Receiver<Offsets>,
+    pub(crate) tail: Arc<Tail>,
     pub(crate) batch_bytes_max: usize,
     pub(crate) report: PartitionReport,
 }

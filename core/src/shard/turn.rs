@@ -401,6 +401,8 @@ impl<B: IoBackend> Shard<B> {
         stats.bytes_under_way = config
             .mailbox_bytes_max
             .saturating_sub(self.bytes.available_permits());
+        let cached = |p: &Rc<Partition<B>>| p.cached_bytes();
+        stats.tail_cache_bytes = self.state.borrow().partitions.values().map(cached).sum();
         stats.idle_buffer_bytes = self.pool.idle_bytes();
         stats
     }
@@ -529,6 +531,7 @@ fn adopted<B: IoBackend>(partition: &Rc<Partition<B>>) -> Adopted {
         id: partition.id(),
         incarnation: partition.incarnation(),
         offsets: partition.subscribe(),
+        tail: partition.tail(),
         batch_bytes_max: partition.batch_bytes_max(),
         report: partition.describe().recovery,
     }
