@@ -165,7 +165,7 @@ mod tests {
     use super::*;
     use crate::format::{Batch, Control, ControlReason, Placement};
     use crate::offset::Offsets;
-    use crate::partition::{ReadLimits, Visibility};
+    use crate::partition::{ReadLimits, TailRead, Visibility};
 
     fn group(base: u64, sizes: &[u32]) -> PlacedGroup {
         group_of(1, base, sizes)
@@ -239,7 +239,9 @@ mod tests {
                 ..ReadLimits::default()
             };
             let read = self.tail.read(from, limits, Visibility::Durable);
-            let fetched = read.unwrap()?;
+            let TailRead::Found(fetched) = read.unwrap() else {
+                return None;
+            };
             let ranges = fetched.batches.iter();
             Some(ranges.map(|b| (b.first_offset(), b.end_offset())).collect())
         }
@@ -332,10 +334,12 @@ mod tests {
 
     #[test]
     fn a_reader_of_an_old_epoch_finds_nothing_that_was_written_since() {
-        for cut in 0..=8 {
-            let mut log = Log::new(BUDGET);
+        // With and without free places in front of the cut.
+        for (cut, budget) in (0..=8).flat_map(|cut| [(cut, 0), (cut, BUDGET)]) {
+            let mut log = Log::new(budget);
             log.cache.push(group(0, &[2, 2]));
             log.cache.push(group(4, &[4]));
+            log.cache.evict(BUDGET, 0);
             let old = log.tail.snapshot();
             log.cache.truncate(cut);
             log.cache.push(group_of(2, cut, &[8]));
@@ -366,7 +370,7 @@ mod tests {
             let cut = writers.len() * (generation % 6) as usize / 5;
             let cut = cut.min(writers.len());
             writers.truncate(cut);
-            writers.resize(cut + 3 * PART as usize, generation);
+            writers.resize(cut + 3 * usize::try_from(PART).unwrap(), generation);
             all.push((cut as u64, writers));
         }
         all
@@ -397,7 +401,9 @@ mod tests {
             let from = end.saturating_sub(salt % 200);
             let read = tail.read(from, ReadLimits::default(), Visibility::Durable);
             // Truncated below, evicted, or between two epochs.
-            let Ok(Some(fetched)) = read else { return 0 };
+            let Ok(TailRead::Found(fetched)) = read else {
+                return 0;
+            };
             let generation = fetched.log_end - fetched.durable;
             assert!(generation >= least, "an answered truncation is seen");
             let (_, writers) = &history[usize::try_from(generation).unwrap()];

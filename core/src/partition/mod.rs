@@ -12,6 +12,7 @@
 mod cache;
 mod change;
 mod driver;
+mod fetch;
 mod group;
 mod housekeeping;
 mod inspect;
@@ -28,11 +29,12 @@ use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 
 pub(crate) use change::create_partition;
+pub(crate) use fetch::{Located, OnDisk, RawPiece, Reading, Wanted};
 pub use inspect::{InspectDetail, InspectRequest, InspectedBatch, InspectedSegment, Inspection};
 pub(crate) use notify::LocalNotify;
 pub use read::{Fetched, ReadLimits, Visibility};
 pub use request::{Ack, Appended};
-pub(crate) use tail::Tail;
+pub(crate) use tail::{Tail, TailRead};
 
 pub(crate) use request::{AppendRequest, Change, Permit, Replies, Reply, Request};
 

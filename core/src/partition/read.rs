@@ -2,7 +2,8 @@
 
 use std::rc::Rc;
 
-use super::{Mode, Partition};
+use super::fetch::Found;
+use super::{Mode, Partition, TailRead};
 use crate::error::{CorruptionKind, Error, Result};
 use crate::format::{FormatError, StoredBatch, StoredRecord};
 use crate::io::IoBackend;
@@ -65,7 +66,7 @@ pub struct Fetched {
 
 impl Fetched {
     /// What was found with these offsets in force.
-    pub(super) fn new(batches: Vec<StoredBatch>, next_offset: u64, offsets: Offsets) -> Self {
+    pub(crate) fn new(batches: Vec<StoredBatch>, next_offset: u64, offsets: Offsets) -> Self {
         Self {
             batches,
             next_offset,
@@ -97,93 +98,56 @@ impl<B: IoBackend> Partition<B> {
         if let Mode::Closed = self.state.borrow().mode {
             return Err(Error::Closed);
         }
-        self.tail.read(from, limits, visibility)
+        Ok(match self.tail.read(from, limits, visibility)? {
+            TailRead::Found(fetched) => Some(fetched),
+            TailRead::Older(..) | TailRead::Unknown => None,
+        })
     }
 
-    /// A read from the segments.
+    /// A read of which the shard does every step, batch by batch. It is the judge of damage: a
+    /// caller who cannot decode what it was given asks for this.
     pub(crate) async fn read(
         self: Rc<Self>,
         from: u64,
         limits: ReadLimits,
         visibility: Visibility,
     ) -> Result<Fetched> {
-        if let Some(fetched) = self.read_cached(from, limits, visibility)? {
-            return Ok(fetched);
-        }
-        let (offsets, generation, mode_failure, candidates) = {
-            let state = self.state.borrow();
-            let segments: Vec<_> = state.segments().cloned().collect();
-            // The last segment that starts at or below `from`; its successors if it ends below.
-            let first = segments
-                .partition_point(|s| s.base_offset() <= from)
-                .saturating_sub(1);
-            let failure = match &state.mode {
-                Mode::Failed(cause) if segments.is_empty() => Some(self.failed(cause)),
-                _ => None,
-            };
-            let generation = state.generation;
-            (
-                state.offsets,
-                generation,
-                failure,
-                segments.into_iter().skip(first),
-            )
+        let (segment, start, offsets, epoch) = match self.find(from, limits, visibility).await? {
+            Found::Here(fetched) => return Ok(fetched),
+            Found::Segment {
+                segment,
+                start,
+                offsets,
+                epoch,
+            } => (segment, start, offsets, epoch),
         };
         let end = visibility.end(offsets);
-        let context = &self.context;
-        let (pool, interval) = (&context.pool, context.config.index_interval_bytes);
-        let fetched = |batches, next_offset| Fetched::new(batches, next_offset, offsets);
-        for segment in candidates {
-            // Offsets that were skipped lie between segments.
-            let start = from.max(segment.base_offset());
-            if segment.end_offset.get() <= start {
-                continue;
-            }
-            if start >= end {
-                break;
-            }
-            segment
-                .load_index(self.shard.backend.as_ref(), pool, interval)
-                .await?;
-            let chunk = context.config.read_chunk_bytes;
-            // What follows skipped offsets may be only in the cache yet.
-            if from < start
-                && let Some(fetched) = self.read_cached(start, limits, visibility)?
-            {
-                return Ok(fetched);
-            }
-            let read = segment
-                .read(pool, start, end, limits.bytes_max, chunk)
-                .await;
-            if self.state.borrow().generation != generation {
-                // A truncation came in between: what was looked at is not the log any more.
-                return Box::pin(self.read(from, limits, visibility)).await;
-            }
-            let batches = read?;
-            if batches.is_empty() {
-                let now = self.state.borrow().offsets;
-                let cut = segment.end_offset.get() <= start;
-                if now.log_start() > from || cut {
-                    // Trimmed or truncated meanwhile.
-                    return Err(Error::OutOfRange {
-                        requested: from,
-                        start: now.log_start(),
-                        end: if cut { now.durable() } else { end },
-                    });
-                }
-                let found = CorruptionKind::Misplaced("no batch holds the offset");
-                return Err(segment.corruption(0, start, Some(end), found));
-            }
-            self.shard.stats.read_from_disk();
-            let (batches, next) = limit_records(batches, limits.records_max);
-            return Ok(fetched(batches, next.unwrap_or(end)));
+        let chunk = self.context.config.read_chunk_bytes;
+        let read = segment
+            .read(&self.context.pool, start, end, limits.bytes_max, chunk)
+            .await;
+        if self.tail.epoch() != epoch {
+            // A truncation came in between: what was looked at is not the log any more.
+            return Box::pin(self.read(from, limits, visibility)).await;
         }
-        // A failed partition whose reopening failed too has let go of its segments; otherwise
-        // there are only skipped offsets from here to the end.
-        match mode_failure {
-            Some(failure) => Err(failure),
-            None => Ok(fetched(Vec::new(), end)),
+        let batches = read?;
+        if batches.is_empty() {
+            let now = self.state.borrow().offsets;
+            let cut = segment.end_offset.get() <= start;
+            if now.log_start() > from || cut {
+                // Trimmed or truncated meanwhile.
+                return Err(Error::OutOfRange {
+                    requested: from,
+                    start: now.log_start(),
+                    end: if cut { now.durable() } else { end },
+                });
+            }
+            let found = CorruptionKind::Misplaced("no batch holds the offset");
+            return Err(segment.corruption(0, start, Some(end), found));
         }
+        self.shard.stats.read_from_disk();
+        let (batches, next) = limit_records(batches, limits.records_max);
+        Ok(Fetched::new(batches, next.unwrap_or(end), offsets))
     }
 
     /// Offset of the first durable record whose timestamp is at or after `timestamp_ms`; `None`

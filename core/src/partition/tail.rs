@@ -157,6 +157,16 @@ impl Snapshot {
     }
 }
 
+/// What the tail knows about a read.
+#[derive(Debug)]
+pub(crate) enum TailRead {
+    Found(Fetched),
+    /// The offset is older than what is in memory. Epoch and offsets are of one moment.
+    Older(u64, Offsets),
+    /// A change is just being published, or the partition has ended: the shard knows.
+    Unknown,
+}
+
 /// Offsets and recent groups of one partition, for readers on any thread. One thread writes.
 #[derive(Debug)]
 pub(crate) struct Tail {
@@ -218,7 +228,7 @@ impl Tail {
         self.offsets.load().map(|(_, offsets)| offsets)
     }
 
-    /// A read that needs neither disk nor shard; `None` when it needs one of them.
+    /// A read that needs neither disk nor shard, or what it needs.
     ///
     /// # Errors
     /// [`Error::OutOfRange`] with the range that can be read.
@@ -227,13 +237,13 @@ impl Tail {
         from: u64,
         limits: ReadLimits,
         visibility: Visibility,
-    ) -> Result<Option<Fetched>> {
+    ) -> Result<TailRead> {
         if self.closed.load(Ordering::Acquire) {
-            return Ok(None);
+            return Ok(TailRead::Unknown);
         }
         // In this order: see the module's documentation.
         let Some((epoch, offsets)) = self.offsets.load() else {
-            return Ok(None);
+            return Ok(TailRead::Unknown);
         };
         let end = visibility.end(offsets);
         let start = offsets.log_start();
@@ -245,17 +255,18 @@ impl Tail {
             });
         }
         if from == end {
-            return Ok(Some(Fetched::new(Vec::new(), from, offsets)));
+            return Ok(TailRead::Found(Fetched::new(Vec::new(), from, offsets)));
         }
         let snapshot = self.snapshot.load();
         if snapshot.epoch != epoch {
-            return Ok(None);
+            return Ok(TailRead::Unknown);
         }
         // What memory does not hold whole any more the disk may still have; it is judged there.
         let Some(Ok(batches)) = snapshot.read(from, end, limits.bytes_max) else {
-            return Ok(None);
+            return Ok(TailRead::Older(epoch, offsets));
         };
         let (batches, next) = limit_records(batches, limits.records_max);
-        Ok(Some(Fetched::new(batches, next.unwrap_or(end), offsets)))
+        let next = next.unwrap_or(end);
+        Ok(TailRead::Found(Fetched::new(batches, next, offsets)))
     }
 }
