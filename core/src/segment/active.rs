@@ -141,9 +141,10 @@ impl<F: IoFile> ActiveSegment<F> {
                 .with_index(|index| index.push(base_offset, batch_position, max_timestamp));
             start += batch.encoded_len();
         }
-        // A batch alone in its group is written from where its caller encoded it.
-        let mut buf = if batches.len() == 1 {
-            batches.remove(0).into_buf()
+        // A large batch alone in its group is written from where its caller encoded it.
+        let alone = batches.pop_if(|batch| count == 1 && batch.is_aligned());
+        let mut buf = if let Some(alone) = alone {
+            alone.into_buf()
         } else {
             let mut buf = pool.take(start.next_multiple_of(alignment));
             for batch in &batches {
