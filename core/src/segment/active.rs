@@ -24,6 +24,8 @@ pub(crate) struct PlacedGroup {
     pub(crate) bytes: Bytes,
     pub(crate) position: u64,
     pub(crate) batches: Vec<PlacedBatch>,
+    /// Bytes of memory that `bytes` keeps, which may be more than its length.
+    pub(crate) held_bytes: usize,
 }
 
 /// What the partition adds to the batches of a group.
@@ -151,6 +153,7 @@ impl<F: IoFile> ActiveSegment<F> {
             buf
         };
         buf.pad_to(alignment);
+        let held_bytes = buf.capacity();
         let bytes = buf.freeze();
         self.next_position = position + bytes.len() as u64;
         assert!(
@@ -163,6 +166,7 @@ impl<F: IoFile> ActiveSegment<F> {
             bytes,
             position,
             batches: placed,
+            held_bytes,
         }
     }
 }
