@@ -1,6 +1,6 @@
 //! Runs the conformance suite on every backend of this build, on a disk and in memory.
 
-#![cfg(any(feature = "tokio", feature = "compio"))]
+#![cfg(any(feature = "tokio", feature = "compio", feature = "glommio"))]
 #![allow(
     clippy::unwrap_used,
     reason = "a panic is how a test reports a failure"
@@ -73,5 +73,26 @@ mod compio {
     #[test]
     fn a_tiny_ring_is_enough() {
         super::on_disk(&CompioFactory::new().ring_entries(2));
+    }
+}
+
+/// Where io_uring is forbidden these fail: a build that asks for glommio has to know.
+#[cfg(feature = "glommio")]
+mod glommio {
+    use alluvium_backends::glommio::GlommioFactory;
+
+    #[test]
+    fn on_disk() {
+        super::on_disk(&GlommioFactory::new());
+    }
+
+    #[test]
+    fn in_memory() {
+        super::in_memory(&GlommioFactory::new());
+    }
+
+    #[test]
+    fn tiny_rings_and_buffers_are_enough() {
+        super::on_disk(&GlommioFactory::new().ring_entries(1).io_memory_bytes(0));
     }
 }
