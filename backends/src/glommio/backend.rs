@@ -1,11 +1,9 @@
 //! The runtime of one glommio shard: directories, clocks and tasks.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::task::Poll;
@@ -15,34 +13,30 @@ use alluvium_core::io::{
     Capabilities, DirEntry, EntryKind, FsSpace, IoBackend, LocalFuture, OpenOptions,
 };
 use async_trait::async_trait;
-use glommio::io::BufferedFile;
 use glommio::timer::Timer;
 
-use super::file::lost;
+use super::file::{Handle, lost};
 use super::tasks::Incoming;
 use super::{GlommioFactory, GlommioFile};
-use crate::posix::{self, PosixFile};
+use crate::posix;
 
-/// What the event loop, the backend and the files of one shard share. Outlives the executor.
+/// What the event loop, the backend and the files of one shard share.
 #[derive(Default)]
 pub(super) struct Local {
     pub(super) incoming: Rc<Incoming>,
-    /// glommio's view of descriptors that we own. Its destructor would close them, some turns
-    /// later, so the handles are kept, one per number, until there is no reactor left to do that.
-    buffered: RefCell<BTreeMap<RawFd, Rc<BufferedFile>>>,
+    blank: RefCell<Option<Rc<Handle>>>,
 }
 
 impl Local {
-    /// A handle for the transfers of `file`, which must be open while they run.
-    pub(super) fn buffered(&self, file: &PosixFile) -> Rc<BufferedFile> {
-        let fd = file.as_raw_fd();
-        let mut handles = self.buffered.borrow_mut();
-        let handle = handles.entry(fd).or_insert_with(|| {
-            // SAFETY: the handle is used only while the descriptor is open (an operation owns
-            // both), and is dropped only when the reactor that would close it is gone.
-            Rc::new(unsafe { BufferedFile::from_raw_fd(fd) })
-        });
-        Rc::clone(handle)
+    /// See [`Handle::blank`]; made when it is first needed.
+    pub(super) async fn blank(&self) -> io::Result<Rc<Handle>> {
+        if let Some(blank) = self.blank.borrow().as_ref() {
+            return Ok(Rc::clone(blank));
+        }
+        let opening = self.incoming.submit(Handle::blank());
+        let blank = Rc::new(opening.await.unwrap_or_else(lost)?);
+        *self.blank.borrow_mut() = Some(Rc::clone(&blank));
+        Ok(blank)
     }
 }
 

@@ -1,21 +1,22 @@
 //! One file of a glommio shard.
 //!
-//! Direct files are glommio's `DmaFile`, others its `BufferedFile`. Both take and give buffers of
-//! glommio's own, so every transfer is copied once; there is no way around in its public API.
-//! The operation owns that copy and the file until the kernel is done with both.
+//! Transfers go through glommio's `DmaFile`, which takes and gives buffers of glommio's own: every
+//! transfer is copied once, and its public API has no way around that. The operation owns that
+//! copy and the file until the kernel is done with both.
 
 use std::io;
 use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
-use alluvium_core::io::{AlignedBuf, IoFile, LockKind, OpenMode, OpenOptions};
+use alluvium_core::io::{AlignedBuf, IoFile, LockKind, OpenOptions};
 use async_trait::async_trait;
 use bytes::Bytes;
-use glommio::io::{BufferedFile, DmaFile, OwnedDmaFile, ReadResult};
-use rustix::fs::OFlags;
-use rustix::io::Errno;
+use glommio::io::{DmaFile, OwnedDmaFile, ReadResult};
+use rustix::fs::MemfdFlags;
+use rustix::io::{DupFlags, Errno};
 
 use super::backend::Local;
 use super::setup::to_io;
@@ -34,30 +35,61 @@ pub struct GlommioFile {
 
 #[derive(Debug)]
 struct Inner {
+    /// The same descriptor as `dma`, which owns it: never dropped.
     posix: ManuallyDrop<PosixFile>,
-    handle: Handle,
+    dma: Handle,
 }
 
-/// Who transfers, and owns the descriptor.
+/// A `DmaFile` that closes its descriptor when it is dropped, and with that ends the file's lock.
+/// By itself it would close some turns later, or never when the shard ends before.
 #[derive(Debug)]
-enum Handle {
-    /// glommio owns it, `posix` only borrows. `None` after the destructor has begun.
-    Direct(Option<DmaFile>),
-    /// `posix` owns it.
-    Buffered(Rc<BufferedFile>),
+pub(super) struct Handle(Option<DmaFile>);
+
+impl Handle {
+    /// What [`adopt`](Self::adopt) makes copies of: a file in memory.
+    ///
+    /// How a `DmaFile` does its transfers is decided when it is opened, by what it opens. On a
+    /// real disk glommio tries polled I/O with a read at offset 0, takes the end of an empty file
+    /// for success, and from then on every transfer on that device fails with `EOPNOTSUPP`; and it
+    /// panics over a `/sys` that it does not expect. For a file in memory it does nothing of that
+    /// and uses plain reads and writes on its main ring.
+    pub(super) async fn blank() -> io::Result<Self> {
+        let memory = rustix::fs::memfd_create("alluvium-blank", MemfdFlags::CLOEXEC)?;
+        let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+        let mut options = glommio::io::OpenOptions::new();
+        let opened = options.read(true).write(true).dma_open(path).await;
+        opened.map(|file| Self(Some(file))).map_err(to_io)
+    }
+
+    /// A handle like this one, on the open file description of `file`.
+    fn adopt(&self, file: PosixFile) -> io::Result<Inner> {
+        let dma = Self(Some(self.dup().map_err(to_io)?));
+        // SAFETY: open, and owned by `dma`. This second owner is never dropped, and `Inner` keeps
+        // it no longer than the first.
+        let mut fd = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(dma.as_raw_fd()) });
+        rustix::io::dup3(&file, &mut fd, DupFlags::CLOEXEC)?;
+        let posix = file.with_descriptor(ManuallyDrop::into_inner(fd));
+        Ok(Inner {
+            posix: ManuallyDrop::new(posix),
+            dma,
+        })
+    }
 }
 
-impl Drop for Inner {
-    fn drop(&mut self) {
-        match &mut self.handle {
-            // Closed now, and with it the lock ends. `DmaFile` itself would close some turns
-            // later, or never when the shard ends before.
-            Handle::Direct(file) => drop(file.take().map(OwnedDmaFile::from)),
-            Handle::Buffered(_) => {
-                // SAFETY: dropped here, once, and not used after.
-                unsafe { ManuallyDrop::drop(&mut self.posix) }
-            }
+impl Deref for Handle {
+    type Target = DmaFile;
+
+    fn deref(&self) -> &DmaFile {
+        match &self.0 {
+            Some(file) => file,
+            None => unreachable!("taken out only by the destructor"),
         }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        drop(self.0.take().map(OwnedDmaFile::from));
     }
 }
 
@@ -68,66 +100,51 @@ impl GlommioFile {
         path: &Path,
         options: OpenOptions,
     ) -> io::Result<Self> {
+        // First: afterwards there is nothing to undo when the caller loses interest.
+        let blank = local.blank().await?;
         let posix = PosixFile::open(path, options)?;
-        let inner = if options.direct {
-            let submitted = local.incoming.submit(open_direct(posix, options.mode));
-            submitted.await.unwrap_or_else(lost)?
-        } else {
-            Inner {
-                handle: Handle::Buffered(local.buffered(&posix)),
-                posix: ManuallyDrop::new(posix),
-            }
-        };
         Ok(Self {
-            inner: Rc::new(inner),
+            inner: Rc::new(blank.adopt(posix)?),
             local: Rc::clone(local),
         })
     }
 
-    async fn transfer(&self, buf: &Bytes, offset: u64, durable: bool) -> io::Result<usize> {
+    /// Runs an operation on the file to its end, whoever waits for it.
+    async fn submit<T, F, O>(&self, operation: O) -> io::Result<T>
+    where
+        T: 'static,
+        F: Future<Output = io::Result<T>> + 'static,
+        O: FnOnce(Rc<Inner>) -> F,
+    {
+        let running = self
+            .local
+            .incoming
+            .submit(operation(Rc::clone(&self.inner)));
+        running.await.unwrap_or_else(lost)
+    }
+
+    async fn write(&self, buf: &Bytes, offset: u64, durable: bool) -> io::Result<usize> {
         check_range(offset)?;
         let bytes = buf.get(..TRANSFER_BYTES_MAX).unwrap_or(buf);
+        // glommio has no buffers of zero bytes.
         if bytes.is_empty() {
             return Ok(0);
         }
-        let file = Rc::clone(&self.inner);
-        let submitted = match &self.inner.handle {
-            Handle::Direct(Some(dma)) => {
-                let mut copy = dma.alloc_dma_buffer(bytes.len());
-                copy.as_bytes_mut().copy_from_slice(bytes);
-                self.local.incoming.submit(async move {
-                    let count = file.dma()?.write_at(copy, offset).await.map_err(to_io)?;
-                    if durable {
-                        file.sync_data().await?;
-                    }
-                    Ok(count)
-                })
+        let mut copy = self.inner.dma.alloc_dma_buffer(bytes.len());
+        copy.as_bytes_mut().copy_from_slice(bytes);
+        self.submit(async move |file| {
+            let count = file.dma.write_at(copy, offset).await.map_err(to_io)?;
+            if durable {
+                file.dma.fdatasync().await.map_err(to_io)?;
             }
-            Handle::Direct(None) => return Err(Errno::BADF.into()),
-            Handle::Buffered(buffered) => {
-                let (buffered, copy) = (Rc::clone(buffered), bytes.to_vec());
-                self.local.incoming.submit(async move {
-                    let count = buffered.write_at(copy, offset).await.map_err(to_io)?;
-                    if durable {
-                        file.sync_data().await?;
-                    }
-                    Ok(count)
-                })
-            }
-        };
-        submitted.await.unwrap_or_else(lost)
+            Ok(count)
+        })
+        .await
     }
 
     async fn read(&self, offset: u64, len: usize) -> io::Result<ReadResult> {
-        let file = Rc::clone(&self.inner);
-        let submitted = self.local.incoming.submit(async move {
-            match &file.handle {
-                Handle::Direct(_) => file.dma()?.read_at_aligned(offset, len).await,
-                Handle::Buffered(buffered) => buffered.read_at(offset, len).await,
-            }
-            .map_err(to_io)
-        });
-        submitted.await.unwrap_or_else(lost)
+        self.submit(async move |file| file.dma.read_at_aligned(offset, len).await.map_err(to_io))
+            .await
     }
 
     /// How much of `len` bytes at `offset` the file has, in whole blocks: glommio allocates what
@@ -137,52 +154,6 @@ impl GlommioFile {
         let left = left.next_multiple_of(u64::from(self.inner.posix.alignment()));
         let left = usize::try_from(left).unwrap_or(usize::MAX);
         Ok(len.min(left).min(TRANSFER_BYTES_MAX))
-    }
-}
-
-/// Opens the file of `posix` once more, as glommio's own.
-async fn open_direct(posix: PosixFile, mode: OpenMode) -> io::Result<Inner> {
-    // By descriptor: the file was checked, and glommio panics when a path that it opened is gone.
-    let path = format!("/proc/self/fd/{}", posix.as_raw_fd());
-    let dma = glommio::io::OpenOptions::new()
-        .read(true)
-        .write(mode != OpenMode::Read)
-        .custom_flags(OFlags::DIRECT.bits().cast_signed())
-        .dma_open(path)
-        .await
-        .map_err(to_io)?;
-    // SAFETY: open, and owned by `dma`. `Inner` never drops this second owner, and drops `dma`
-    // after it.
-    let borrowed = unsafe { OwnedFd::from_raw_fd(dma.as_raw_fd()) };
-    let posix = ManuallyDrop::new(posix.with_descriptor(borrowed));
-    Ok(Inner {
-        posix,
-        handle: Handle::Direct(Some(dma)),
-    })
-}
-
-impl Inner {
-    fn dma(&self) -> io::Result<&DmaFile> {
-        match &self.handle {
-            Handle::Direct(Some(file)) => Ok(file),
-            Handle::Direct(None) | Handle::Buffered(_) => Err(Errno::BADF.into()),
-        }
-    }
-
-    async fn sync_data(&self) -> io::Result<()> {
-        match &self.handle {
-            Handle::Direct(_) => self.dma()?.fdatasync().await,
-            Handle::Buffered(file) => file.fdatasync().await,
-        }
-        .map_err(to_io)
-    }
-
-    async fn allocate(&self, len: u64) -> io::Result<()> {
-        match &self.handle {
-            Handle::Direct(_) => self.dma()?.pre_allocate(len, false).await,
-            Handle::Buffered(file) => file.pre_allocate(len, false).await,
-        }
-        .map_err(to_io)
     }
 }
 
@@ -224,30 +195,25 @@ impl IoFile for GlommioFile {
     }
 
     async fn write_at(&self, buf: Bytes, offset: u64) -> (io::Result<usize>, Bytes) {
-        (self.transfer(&buf, offset, false).await, buf)
+        (self.write(&buf, offset, false).await, buf)
     }
 
     async fn write_durable(&self, buf: Bytes, offset: u64) -> (io::Result<usize>, Bytes) {
-        (self.transfer(&buf, offset, true).await, buf)
+        (self.write(&buf, offset, true).await, buf)
     }
 
     async fn sync_data(&self) -> io::Result<()> {
-        let file = Rc::clone(&self.inner);
-        let submitted = self
-            .local
-            .incoming
-            .submit(async move { file.sync_data().await });
-        submitted.await.unwrap_or_else(lost)
+        self.submit(async |file| file.dma.fdatasync().await.map_err(to_io))
+            .await
     }
 
     async fn allocate(&self, len: u64) -> io::Result<()> {
         let before = self.inner.posix.len()?;
-        let file = Rc::clone(&self.inner);
-        let submitted = self.local.incoming.submit(async move {
-            let result = file.allocate(len).await;
+        self.submit(async move |file| {
+            let result = file.dma.pre_allocate(len, false).await.map_err(to_io);
             result.map_err(|e| file.posix.undo_allocate(before, e))
-        });
-        submitted.await.unwrap_or_else(lost)
+        })
+        .await
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {

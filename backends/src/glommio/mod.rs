@@ -120,9 +120,5 @@ fn run(executor: LocalExecutor, main: ShardMain<GlommioBackend>) {
         // glommio itself gave up (the hook has reported why). The kernel may still be at work:
         // memory that it may use must stay, and descriptors with it.
         mem::forget((executor, local));
-        return;
     }
-    drop(executor);
-    // Last: see `Local`.
-    drop(local);
 }
