@@ -5,8 +5,9 @@
 //! A durable write is a write and then an `fdatasync`, inside one operation: glommio sends no
 //! `RWF_DSYNC`. `O_DSYNC` on the descriptor would save the second step, but the lock must be on
 //! the very descriptor that does the transfers, so it would make every write durable: measured,
-//! appends that ask for `Written` became 4 to 7 times slower, and durable ones slower too, because
-//! the zeroing ahead of the log then waits for the device.
+//! appends that ask for `Written` became 3 to 7 times slower, and durable ones slower too (half the
+//! throughput with 64 producers; the likely cause is the zeroing ahead of the log, which then waits
+//! for the device as well).
 //!
 //! # Traps of glommio 0.9, and what is done about them
 //!
