@@ -11,6 +11,7 @@ use std::path::Path;
 use alluvium_core::io::BackendFactory;
 use alluvium_testkit::io_conformance::{self, Allowances};
 
+mod cross_backend;
 mod denied_io_uring;
 mod store;
 
