@@ -283,10 +283,20 @@ impl Partition {
 
     /// Asks the shard where an offset lies, and waits for the answer.
     pub(super) async fn locate_now(&self, reading: Reading) -> Result<Located> {
-        let permit = self.inner.mailbox.reserve(0).await?;
-        self.inner
-            .mailbox
-            .ask(|reply| self.locate(reading, reply, permit, None))
+        let mut reading = reading;
+        let mailbox = &self.inner.mailbox;
+        let room = reading
+            .sequential
+            .then(|| mailbox.try_ahead(mailbox.read_chunk_bytes()))
+            .flatten();
+        // Without room for what is read beyond this read, nothing is.
+        reading.sequential = room.is_some();
+        let (permit, ahead) = match room {
+            Some((permit, ahead)) => (permit, Some(ahead)),
+            None => (mailbox.reserve(0).await?, None),
+        };
+        mailbox
+            .ask(|reply| self.locate(reading, reply, permit, ahead))
             .await
     }
 
