@@ -108,7 +108,7 @@ impl Default for StoreConfig {
             segment_bytes: 64 << 20,
             writes_in_flight_max: 4,
             group_bytes_max: 1 << 20,
-            group_bytes_min: 256 << 10,
+            group_bytes_min: 8 << 10,
             preinitialise: true,
             initialise_ahead_bytes: 4 << 20,
             direct_io: true,
