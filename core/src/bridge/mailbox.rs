@@ -22,6 +22,7 @@ pub(crate) struct Mailbox {
     read_ahead: Arc<Semaphore>,
     /// How many pieces a sequential reader may have ahead of it.
     read_ahead_chunks: usize,
+    read_chunk_bytes: usize,
     /// Set by `close`: tells an orderly end from the death of the shard.
     closing: Arc<AtomicBool>,
 }
@@ -49,6 +50,7 @@ impl Mailbox {
             bytes: Arc::clone(&bytes),
             read_ahead: Arc::clone(&read_ahead),
             read_ahead_chunks: config.read_ahead_chunks,
+            read_chunk_bytes: config.read_chunk_bytes,
             closing: Arc::default(),
         };
         (
@@ -113,6 +115,9 @@ impl Mailbox {
     /// Room for a request that reads `bytes` ahead, now or not at all; the second permit is for
     /// the memory.
     pub(crate) fn try_ahead(&self, bytes: u64) -> Option<(Permit, OwnedSemaphorePermit)> {
+        if self.read_ahead_chunks == 0 {
+            return None;
+        }
         let bytes = u32::try_from(bytes).ok()?;
         let memory = Arc::clone(&self.read_ahead).try_acquire_many_owned(bytes);
         Some((self.try_reserve(0).ok()?, memory.ok()?))
@@ -121,6 +126,11 @@ impl Mailbox {
     /// How many pieces a sequential reader may have ahead of it.
     pub(crate) fn read_ahead_chunks(&self) -> usize {
         self.read_ahead_chunks
+    }
+
+    /// Unit of reads from a segment.
+    pub(crate) fn read_chunk_bytes(&self) -> u64 {
+        self.read_chunk_bytes as u64
     }
 
     /// Puts a command into the mailbox; never waits. A store that is closing takes none.

@@ -222,6 +222,16 @@ impl Partition {
     /// Returns at least one record when there is one, and nothing (not an error) at the end of what
     /// may be seen. Offsets that were skipped after a crash are passed over.
     ///
+    /// Recent records come from memory: without a request to the shard and without waiting.
+    /// Older ones come from the disk, in units of `read_chunk_bytes`; a read that takes up where
+    /// an earlier one through this handle or a clone of it ended finds what was read ahead. Every
+    /// checksum is verified on the thread that polls this future, which for a large
+    /// [`bytes_max`](ReadLimits::bytes_max) takes its time. Batches are slices of the buffers that
+    /// were written or read: keeping one keeps its buffer.
+    ///
+    /// # Cancellation
+    /// Dropping the future loses nothing but what was read ahead.
+    ///
     /// # Errors
     /// [`Error::OutOfRange`] with the range that can be read; [`Error::Corrupt`] with the place of
     /// the damage and the offset behind it.
@@ -273,10 +283,20 @@ impl Partition {
 
     /// Asks the shard where an offset lies, and waits for the answer.
     pub(super) async fn locate_now(&self, reading: Reading) -> Result<Located> {
-        let permit = self.inner.mailbox.reserve(0).await?;
-        self.inner
-            .mailbox
-            .ask(|reply| self.locate(reading, reply, permit, None))
+        let mut reading = reading;
+        let mailbox = &self.inner.mailbox;
+        let room = reading
+            .sequential
+            .then(|| mailbox.try_ahead(mailbox.read_chunk_bytes()))
+            .flatten();
+        // Without room for what is read beyond this read, nothing is.
+        reading.sequential = room.is_some();
+        let (permit, ahead) = match room {
+            Some((permit, ahead)) => (permit, Some(ahead)),
+            None => (mailbox.reserve(0).await?, None),
+        };
+        mailbox
+            .ask(|reply| self.locate(reading, reply, permit, ahead))
             .await
     }
 
@@ -324,7 +344,8 @@ impl Partition {
         &self.inner.tail
     }
 
-    /// The durable records from `from` on, as a stream that waits at the end for more.
+    /// The durable records from `from` on, as a stream that waits at the end for more. It reads
+    /// ahead as long as it has not come to the records that are in memory.
     pub fn subscribe(&self, from: u64) -> Subscription {
         Subscription::new(self.clone(), from, ReadLimits::default())
     }

@@ -4,12 +4,13 @@
 //! What lies further back the shard reads from the disk, and the caller's thread decodes it and
 //! verifies every checksum, once for each batch that it returns.
 //!
-//! Where a read from the disk ends, its [`Place`] is kept: the rest of the piece in memory, and
-//! the plan of the pieces that follow. A read that takes up there is sequential, and from then on
-//! pieces are read ahead, as many as the settings allow, while the caller is busy with others.
-//! Places are kept by the handle (and its clones), a few of them; a subscription has its own and
-//! reads ahead from the start. When the holder is dropped, the read-ahead is: what has not begun
-//! is not done, what comes back is let go.
+//! Where a read from the disk ends is noted. A read that takes up there is sequential, and from
+//! then on its [`Place`] is kept, with the rest of the piece in memory and the plan of those that
+//! follow, and pieces are read ahead, as many as the settings allow, while the caller is busy with
+//! others. All memory that is kept between two reads has room in `read_ahead_bytes_max`, or is
+//! not kept: readers at random places leave nothing behind. Places are kept by the handle (and its
+//! clones), a few of them; a subscription has its own and reads ahead from the start. When the
+//! holder is dropped, the read-ahead is: what has not begun is not done, what comes back is let go.
 //!
 //! A place belongs to an epoch of the log, as the tail does: after a truncation or recovery it is
 //! forgotten. The shard judges whatever does not decode, by reading it once more itself: so damage
@@ -19,7 +20,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Mailbox, Partition};
 use crate::error::Result;
@@ -39,11 +40,20 @@ type Coming<T> = oneshot::Receiver<Result<T>>;
 #[derive(Debug, Default)]
 pub(super) struct Places {
     /// Oldest first.
-    kept: Mutex<Vec<Place>>,
+    kept: Mutex<Vec<Kept>>,
     /// How many: reads of the tail need no lock to see that there are none.
     count: AtomicUsize,
     /// Whether every reader here is sequential.
     sequential: bool,
+}
+
+/// What is kept of a reader between two reads.
+#[derive(Debug)]
+struct Kept {
+    /// The offset that it reads next.
+    next: u64,
+    /// `None` for one who has read once, and for one for whom there is no room.
+    place: Option<Box<Place>>,
 }
 
 impl Places {
@@ -55,27 +65,31 @@ impl Places {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Place>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Kept>> {
         // Nothing that is guarded can panic half-way.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the place of the reader who is at `from`.
-    fn take(&self, from: u64) -> Option<Place> {
+    fn take(&self, from: u64) -> Option<Kept> {
         if self.count.load(Ordering::Relaxed) == 0 {
             return None;
         }
         let mut kept = self.lock();
-        let at = kept.iter().position(|place| place.next == from)?;
-        let place = kept.remove(at);
+        let at = kept.iter().position(|kept| kept.next == from)?;
+        let found = kept.remove(at);
         self.count.store(kept.len(), Ordering::Relaxed);
-        Some(place)
+        Some(found)
     }
 
-    fn put(&self, place: Place) {
+    /// Notes where a reader stands, and keeps what has room in the read-ahead.
+    fn put(&self, place: Box<Place>) {
+        let next = place.next;
+        let has_room = place.piece.is_none() || place.room.is_some();
+        let place = has_room.then_some(place);
         let mut kept = self.lock();
         let oldest = (kept.len() >= PLACES_MAX).then(|| kept.remove(0));
-        kept.push(place);
+        kept.push(Kept { next, place });
         self.count.store(kept.len(), Ordering::Relaxed);
         drop(kept);
         drop(oldest);
@@ -99,6 +113,8 @@ struct Place {
     /// Whether there are records behind the extent.
     more: bool,
     piece: Option<Piece>,
+    /// Room of the read-ahead that the piece takes, if it does.
+    room: Option<OwnedSemaphorePermit>,
     /// Pieces on their way, in order, with their bounds.
     ahead: VecDeque<(Wanted, Coming<Option<RawPiece>>)>,
     /// The first of the extent's cuts of which nothing has been asked yet.
@@ -133,6 +149,7 @@ impl Place {
             extent: located.extent,
             more: located.more,
             piece: Some(located.first),
+            room: located.ahead,
             ahead: VecDeque::new(),
             // The first piece lies between the first two cuts.
             unasked: 1,
@@ -176,7 +193,7 @@ impl Place {
                 return doubt(batches);
             };
             let Some(header) = header else {
-                self.piece = None;
+                (self.piece, self.room) = (None, None);
                 continue;
             };
             let (base, batch_end) = (header.base_offset, header.end_offset().unwrap_or(0));
@@ -230,6 +247,7 @@ impl Place {
         let raw = mailbox.answer(coming).await?;
         let raw = raw.filter(|raw| raw.epoch == self.epoch);
         Ok(raw.map(|raw| {
+            self.room = raw.ahead;
             let bytes = (raw.start, raw.bytes);
             Piece::new(self.extent.header, bytes, wanted.start, wanted.end)
         }))
@@ -278,8 +296,7 @@ impl Place {
             return Ok(());
         }
         let mailbox = partition.mailbox();
-        let size = self.extent.cuts.windows(2).map(|w| w[1] - w[0]).max();
-        let Some((permit, ahead)) = mailbox.try_ahead(size.unwrap_or(0)) else {
+        let Some((permit, ahead)) = mailbox.try_ahead(mailbox.read_chunk_bytes()) else {
             return Ok(());
         };
         let reading = Reading {
@@ -295,9 +312,11 @@ impl Place {
     }
 
     /// The place at the beginning of the extent that follows, if it was asked for and is of use.
-    async fn follow(self, mailbox: &Mailbox) -> Option<Self> {
+    async fn follow(self: Box<Self>, mailbox: &Mailbox) -> Option<Box<Self>> {
         match mailbox.answer(self.following?).await {
-            Ok(Located::Disk(located)) if located.epoch == self.epoch => Some(Self::new(*located)),
+            Ok(Located::Disk(located)) if located.epoch == self.epoch => {
+                Some(Box::new(Self::new(*located)))
+            }
             // From memory meanwhile, or an error that is looked for again by the read itself.
             _ => None,
         }
@@ -351,9 +370,10 @@ pub(super) async fn read(
                 return partition.read_on_shard(from, limits, visibility).await;
             }
         };
-        let kept = places.take(from).filter(|place| place.epoch == epoch);
+        let kept = places.take(from);
         let sequential = places.sequential || kept.is_some();
-        let kept = match kept {
+        let kept = kept.and_then(|kept| kept.place);
+        let kept = match kept.filter(|place| place.epoch == epoch) {
             Some(place) if place.is_over() => place.follow(partition.mailbox()).await,
             kept => kept,
         };
@@ -364,13 +384,13 @@ pub(super) async fn read(
             sequential,
         };
         // The offsets that the answer is told with are those that bound it.
-        let (mut place, offsets): (Place, Offsets) = match kept {
+        let (mut place, offsets): (Box<Place>, Offsets) = match kept {
             Some(place) => (place, offsets),
             None => match partition.locate_now(reading).await? {
                 Located::Here(fetched) => return Ok(fetched),
                 Located::Disk(located) => {
                     let offsets = located.offsets;
-                    (Place::new(*located), offsets)
+                    (Box::new(Place::new(*located)), offsets)
                 }
             },
         };

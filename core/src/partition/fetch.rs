@@ -49,6 +49,8 @@ pub(crate) struct OnDisk {
     /// Whether there were records behind the extent.
     pub(crate) more: bool,
     pub(crate) first: Piece,
+    /// Room of the read-ahead for the first piece, if the reader goes on.
+    pub(crate) ahead: Option<OwnedSemaphorePermit>,
 }
 
 /// A piece to be read: `[start, end)` of the file of a segment.
@@ -66,8 +68,8 @@ pub(crate) struct RawPiece {
     /// Where the bytes start in the file.
     pub(crate) start: u64,
     pub(crate) bytes: Bytes,
-    /// Room of the read-ahead, held as long as nobody has come to the piece.
-    pub(crate) _ahead: Option<OwnedSemaphorePermit>,
+    /// Room of the read-ahead, held as long as the piece is.
+    pub(crate) ahead: Option<OwnedSemaphorePermit>,
 }
 
 /// What a read found before it came to the disk.
@@ -146,7 +148,11 @@ impl<B: IoBackend> Partition<B> {
     }
 
     /// Finds an offset and reads the first piece there.
-    pub(crate) async fn locate(self: Rc<Self>, reading: Reading) -> Result<Located> {
+    pub(crate) async fn locate(
+        self: Rc<Self>,
+        reading: Reading,
+        ahead: Option<OwnedSemaphorePermit>,
+    ) -> Result<Located> {
         let Reading {
             from,
             limits,
@@ -200,6 +206,7 @@ impl<B: IoBackend> Partition<B> {
             more: extent.end_offset < end,
             extent,
             first,
+            ahead,
         })))
     }
 
@@ -231,7 +238,7 @@ impl<B: IoBackend> Partition<B> {
             epoch: self.tail.epoch(),
             start,
             bytes,
-            _ahead: ahead,
+            ahead,
         }))
     }
 }

@@ -6,8 +6,9 @@
 //! waits until what is in flight has landed, and is carried out by the driver itself. So there is
 //! exactly one writer of a partition's structure, and no lock.
 //!
-//! Reads do not stand in the queue. They look at the offsets, take what they need from the tail
-//! cache, or hold the segments they read by reference count while they wait for the disk.
+//! Reads do not stand in the queue. Those of recent records are answered on their caller's thread
+//! from what the partition publishes of its [tail](tail); for others the shard [fetches](fetch)
+//! bytes, and holds the segments they come from by reference count while it waits for the disk.
 
 mod cache;
 mod change;

@@ -185,8 +185,8 @@ impl<B: IoBackend> Shard<B> {
                 if !reply.is_closed() {
                     match self.find(id, incarnation) {
                         Ok(p) => self.spawn(reply, async move {
-                            let result = p.locate(reading).await;
-                            drop((permit, ahead));
+                            let result = p.locate(reading, ahead).await;
+                            drop(permit);
                             result
                         }),
                         Err(e) => answer(reply, Err(e)),
