@@ -2,11 +2,13 @@
 //! and the disk itself, interleaved round by round, and prints medians and ratios:
 //!
 //! ```text
-//! cargo run --release -p alluvium-compare --features peers -- --rounds 5
+//! cargo run --release --manifest-path benches/compare/Cargo.toml --features peers -- --rounds 5
 //! ```
 //!
 //! `alluvium compare` does the same without the other projects, for everybody.
-#![allow(clippy::print_stdout, reason = "a program that prints a table")]
+
+#[cfg(feature = "_peer")]
+mod peers;
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -55,11 +57,14 @@ fn main() -> Result<(), AnyError> {
     let arguments = Arguments::parse();
     // Before any other thread, so that it counts them all.
     let syscalls = SyscallCounter::open();
+    std::fs::create_dir_all(&arguments.dir)?;
+    let dir = arguments.dir.canonicalize()?;
+    let session = Session::create(&dir, Stop::default(), syscalls)?;
+    // SAFETY: this is the only thread of the process so far.
+    unsafe { std::env::set_var("WALRUS_DATA_DIR", session.dir()) };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    std::fs::create_dir_all(&arguments.dir)?;
-    let session = Session::create(&arguments.dir, Stop::default(), syscalls)?;
     let sizes = Sizes {
         read_bytes: arguments.read_mib << 20,
         reopen_bytes: arguments.reopen_mib.iter().map(|mib| mib << 20).collect(),
@@ -110,6 +115,8 @@ fn contenders(session: &Session) -> Result<Vec<Box<dyn Contender>>, AnyError> {
     for store in Alluvium::all() {
         all.push(Box::new(Driven(store)));
     }
+    #[cfg(feature = "_peer")]
+    all.extend(peers::all());
     all.push(Box::new(Driven(Naive)));
     all.push(Box::new(RawDisk::new(session.dir())?));
     all.push(Box::new(ChecksumScan));
