@@ -136,3 +136,9 @@ fn on_tokio() {
 fn on_compio() {
     under_load(&alluvium::backends::compio::CompioFactory::new());
 }
+
+#[cfg(feature = "uring")]
+#[test]
+fn on_uring() {
+    under_load(&alluvium::backends::uring::UringFactory::new());
+}
