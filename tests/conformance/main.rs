@@ -12,7 +12,9 @@ use alluvium_core::io::BackendFactory;
 use alluvium_testkit::io_conformance;
 
 mod denied_io_uring;
+mod registered;
 mod store;
+mod wakes;
 
 /// On the file system of the build directory: a real disk as a rule.
 fn on_disk(factory: &impl BackendFactory) {
@@ -101,6 +103,11 @@ mod uring {
     #[test]
     fn without_spinning() {
         super::on_disk(&UringFactory::new().spin(Duration::ZERO));
+    }
+
+    #[test]
+    fn with_registered_memory() {
+        super::on_disk(&UringFactory::new().registered_bytes(8 << 20));
     }
 
     #[test]

@@ -78,6 +78,13 @@ mod uring {
     }
 
     #[test]
+    fn with_registered_memory() {
+        super::on_disk(&RealHost::new(
+            UringFactory::new().registered_bytes(8 << 20),
+        ));
+    }
+
+    #[test]
     fn in_memory() {
         super::in_memory(&RealHost::new(UringFactory::new()));
     }

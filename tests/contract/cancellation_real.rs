@@ -142,3 +142,10 @@ fn on_compio() {
 fn on_uring() {
     under_load(&alluvium::backends::uring::UringFactory::new());
 }
+
+#[cfg(feature = "uring")]
+#[test]
+fn on_uring_with_registered_memory() {
+    let factory = alluvium::backends::uring::UringFactory::new();
+    under_load(&factory.registered_bytes(4 << 20));
+}

@@ -6,11 +6,12 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use alluvium_core::io::{
-    Capabilities, DirEntry, EntryKind, FsSpace, IoBackend, LocalFuture, OpenOptions,
+    Arena, Capabilities, DirEntry, EntryKind, FsSpace, IoBackend, LocalFuture, OpenOptions,
 };
 use async_trait::async_trait;
 
@@ -44,15 +45,21 @@ impl IoBackend for UringBackend {
     type File = UringFile;
 
     fn capabilities(&self) -> Capabilities {
+        let ring = self.local.ring.borrow();
         Capabilities {
             backend: UringFactory::NAME,
-            durable_write: if self.local.ring.borrow().has_file_table() {
-                "RWF_DSYNC (io_uring, registered files)"
-            } else {
-                "RWF_DSYNC (io_uring)"
+            durable_write: match (ring.has_file_table(), ring.arena().is_some()) {
+                (true, true) => "RWF_DSYNC (io_uring, registered files and memory)",
+                (true, false) => "RWF_DSYNC (io_uring, registered files)",
+                (false, true) => "RWF_DSYNC (io_uring, registered memory)",
+                (false, false) => "RWF_DSYNC (io_uring)",
             },
             direct_io: true,
         }
+    }
+
+    fn arena(&self) -> Option<Arc<Arena>> {
+        self.local.ring.borrow().arena().cloned()
     }
 
     async fn open(&self, path: &Path, options: OpenOptions) -> io::Result<UringFile> {

@@ -28,8 +28,8 @@
 //! | `wake::Remote` (shared by all wakers, `Arc`) | event descriptor, queue of foreign wakes |
 //! | `wake::Task` (in wakers) | a key; the future stays with `Local` |
 //!
-//! `unsafe` is in three places: `op` hands an entry over (invariant 1), `ring` puts it into the
-//! queue, `ring` waits with an argument.
+//! `unsafe` is in few places: `op` hands an entry over (invariant 1), `ring` puts it into the
+//! queue, waits with an argument, and registers memory.
 //!
 //! Directory work is plain system calls on the shard's thread; syncing a directory and allocating
 //! go through the ring, because they wait for the disk.
@@ -78,18 +78,21 @@ pub struct UringFactory {
     ring_entries: u32,
     spin: Duration,
     sqpoll_idle: Option<Duration>,
+    registered_bytes: usize,
 }
 
 impl UringFactory {
     /// Name in configurations.
     pub const NAME: &'static str = "uring";
 
-    /// The defaults: 1024 entries, up to 20 us of spinning, no kernel polling thread.
+    /// The defaults: 1024 entries, up to 20 us of spinning, no kernel polling thread, no
+    /// registered memory.
     pub const fn new() -> Self {
         Self {
             ring_entries: 1024,
             spin: Duration::from_micros(20),
             sqpoll_idle: None,
+            registered_bytes: 0,
         }
     }
 
@@ -118,8 +121,19 @@ impl UringFactory {
         self
     }
 
+    /// Registers this many bytes of memory for buffers with each ring, at most 1 GiB; zero, the
+    /// default, none. The kernel then does not pin and release the pages of every transfer, which
+    /// saves about a tenth of the CPU of writes from 64 KiB on and nothing at 4 KiB. The memory is
+    /// locked: where `RLIMIT_MEMLOCK` forbids it, the shard runs without, and its capabilities do
+    /// not name it. The tail caches live in it too, so less than they hold is of little use.
+    #[must_use]
+    pub fn registered_bytes(mut self, bytes: usize) -> Self {
+        self.registered_bytes = bytes.min(1 << 30);
+        self
+    }
+
     fn build(&self) -> io::Result<Ring> {
-        Ring::new(self.ring_entries, self.sqpoll_idle)
+        Ring::new(self.ring_entries, self.sqpoll_idle, self.registered_bytes)
     }
 }
 

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use alluvium_core::io::AlignedBuf;
+use alluvium_core::io::{AlignedBuf, Arena};
 use bytes::Bytes;
 use io_uring::opcode;
 use io_uring::squeue::{Entry, Flags};
@@ -62,7 +62,7 @@ const DSYNC: i32 = ReadWriteFlags::DSYNC.bits().cast_signed();
 
 impl Owned {
     /// The entry for a request. It names memory and the descriptor of `self` and nothing else.
-    fn entry(&mut self, request: Request) -> Entry {
+    fn entry(&mut self, request: Request, registered: Option<&Arena>) -> Entry {
         let (fd, flags) = match &self.target {
             Target::File(file) => match file.slot() {
                 // What `types::Fixed` stands for, without a type of its own for each operation.
@@ -74,14 +74,23 @@ impl Owned {
         let entry = match (request, &mut self.buffer) {
             (Request::Read { offset, len }, Buffer::In(buf)) => {
                 let len = transfer_length(len.min(buf.capacity()));
+                if is_registered(buf.as_ptr(), len, registered) {
+                    let read = opcode::ReadFixed::new(fd, buf.as_mut_ptr(), len, ARENA_INDEX);
+                    return read.offset(offset).build().flags(flags);
+                }
                 let read = opcode::Read::new(fd, buf.as_mut_ptr(), len);
                 read.offset(offset).build()
             }
             (Request::Write { offset, durable }, Buffer::Out(buf)) => {
                 let len = transfer_length(buf.len());
-                let flags = if durable { DSYNC } else { 0 };
+                let rw_flags = if durable { DSYNC } else { 0 };
+                if is_registered(buf.as_ptr(), len, registered) {
+                    let write = opcode::WriteFixed::new(fd, buf.as_ptr(), len, ARENA_INDEX);
+                    let write = write.offset(offset).rw_flags(rw_flags);
+                    return write.build().flags(flags);
+                }
                 let write = opcode::Write::new(fd, buf.as_ptr(), len);
-                write.offset(offset).rw_flags(flags).build()
+                write.offset(offset).rw_flags(rw_flags).build()
             }
             (Request::SyncData, _) => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
             (Request::SyncAll, _) => opcode::Fsync::new(fd).build(),
@@ -94,6 +103,13 @@ impl Owned {
     }
 }
 
+/// Number under which the arena is registered.
+const ARENA_INDEX: u16 = 0;
+
+fn is_registered(ptr: *const u8, len: u32, arena: Option<&Arena>) -> bool {
+    arena.is_some_and(|arena| len > 0 && arena.contains(ptr, len as usize))
+}
+
 fn transfer_length(len: usize) -> u32 {
     u32::try_from(len.min(TRANSFER_BYTES_MAX)).unwrap_or(u32::MAX)
 }
@@ -102,7 +118,7 @@ fn transfer_length(len: usize) -> u32 {
 ///
 /// Dropping the future does not stop the operation; `local` keeps what it owns until it has ended.
 pub(super) fn submit(local: &Rc<Local>, mut owned: Owned, request: Request) -> Submitted {
-    let entry = owned.entry(request);
+    let entry = owned.entry(request, local.ring.borrow().arena().map(|arena| &**arena));
     let key = local.ops.borrow_mut().start(owned);
     // SAFETY: the entry names memory and the descriptor of `owned` only, which stays in `ops`
     // until the completion was taken out: see `in_flight`. Moving it there moved no bytes.

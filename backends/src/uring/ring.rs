@@ -16,8 +16,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
+use alluvium_core::io::Arena;
 use io_uring::squeue::Entry;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{CompletionStatus, EnterFlags, IoUring, Probe, opcode};
@@ -42,6 +44,8 @@ pub(super) struct Ring {
     /// Entries that found no room in the submission queue, oldest first.
     backlog: VecDeque<Entry>,
     files: FileTable,
+    /// Registered memory. Behind the ring, so that the ring goes first.
+    arena: Option<Arc<Arena>>,
     flags: &'static str,
 }
 
@@ -68,7 +72,11 @@ const REQUIRED: [(u8, &str); 5] = [
 
 impl Ring {
     /// Sets a ring up for the calling thread, which must be the only one to use it.
-    pub(super) fn new(entries: u32, sqpoll_idle: Option<Duration>) -> io::Result<Self> {
+    pub(super) fn new(
+        entries: u32,
+        sqpoll_idle: Option<Duration>,
+        registered_bytes: usize,
+    ) -> io::Result<Self> {
         let (mut ring, flags) = build(entries, sqpoll_idle)?;
         let parameters = ring.params();
         if !parameters.is_feature_ext_arg() || !parameters.is_feature_nodrop() {
@@ -80,6 +88,7 @@ impl Ring {
             return Err(unsupported(name));
         }
         let files = FileTable::register(&ring);
+        let arena = register_arena(&ring, registered_bytes);
         // SAFETY: it is kept beside the ring in a private field and used while that lives only.
         let status = unsafe { ring.completion().status() };
         Ok(Self {
@@ -87,6 +96,7 @@ impl Ring {
             uring: ring,
             backlog: VecDeque::new(),
             files,
+            arena,
             flags,
         })
     }
@@ -99,6 +109,11 @@ impl Ring {
     /// Whether files are registered.
     pub(super) fn has_file_table(&self) -> bool {
         self.files.size > 0
+    }
+
+    /// The registered memory, if there is any.
+    pub(super) fn arena(&self) -> Option<&Arc<Arena>> {
+        self.arena.as_ref()
     }
 
     /// Queues an entry for the next [`enter`](Self::enter).
@@ -240,6 +255,23 @@ impl Ring {
         let updated = self.uring.submitter().register_files_update(slot, &[fd]);
         updated.is_ok_and(|count| count == 1)
     }
+}
+
+/// Makes an arena and registers it as buffer 0. `None` when that is not wanted, or the kernel
+/// refuses, most likely for the limit of locked memory.
+fn register_arena(ring: &IoUring, bytes: usize) -> Option<Arc<Arena>> {
+    if bytes == 0 {
+        return None;
+    }
+    let arena = Arena::new(bytes)?;
+    let range = libc::iovec {
+        iov_base: arena.as_ptr().cast_mut().cast(),
+        iov_len: arena.size(),
+    };
+    // SAFETY: the memory stays allocated and in place as long as the arena, and the ring keeps
+    // that until after its own end. The kernel accesses it only for entries that name it.
+    let registered = unsafe { ring.submitter().register_buffers(&[range]) };
+    registered.ok().map(|()| arena)
 }
 
 fn unsupported(what: &str) -> io::Error {

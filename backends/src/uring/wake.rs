@@ -274,3 +274,89 @@ impl Park {
             .is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::task::Waker;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_burst_on_a_parked_loop_rings_once() {
+        let park = Park::default();
+        assert!(!park.notify(), "the loop runs and will look");
+        assert!(!park.park(), "a notice is there");
+        assert!(park.take_notice());
+        assert!(!park.take_notice());
+        assert!(park.park());
+        let rings = (0..10).filter(|_| park.notify()).count();
+        assert_eq!(rings, 1);
+        park.unpark();
+        assert!(park.is_notified(), "waking up takes no notice away");
+        assert!(park.take_notice());
+        assert!(park.park());
+        park.unpark();
+        assert!(!park.is_notified());
+    }
+
+    fn task(index: usize, remote: &Arc<Remote>) -> Arc<Task> {
+        let mut slab = super::super::slab::Slab::default();
+        let keys: Vec<_> = (0..=index).map(|i| slab.insert(i)).collect();
+        Arc::new(Task::new(keys[index], remote))
+    }
+
+    #[test]
+    fn a_task_is_queued_once_wherever_it_is_woken() {
+        let remote = Remote::new().expect("an event descriptor");
+        let ready = Ready::new(&remote);
+        let waker = Waker::from(task(0, &remote));
+        {
+            let _here = ready.enter();
+            waker.wake_by_ref();
+            waker.wake_by_ref();
+            assert!(!remote.park.is_notified(), "a local wake tells nobody");
+        }
+        // Queued already: a foreign wake adds nothing.
+        thread::scope(|scope| {
+            scope.spawn(|| waker.wake_by_ref());
+        });
+        ready.take_remote();
+        let woken = ready.pop().expect("it was woken");
+        assert!(ready.pop().is_none());
+        woken.unqueue();
+        thread::scope(|scope| {
+            scope.spawn(|| waker.wake_by_ref());
+        });
+        assert!(ready.is_empty(), "it came the other way");
+        ready.take_remote();
+        assert!(ready.pop().is_some());
+    }
+
+    #[test]
+    fn foreign_wakes_all_arrive_and_none_after_closing() {
+        let remote = Remote::new().expect("an event descriptor");
+        let ready = Ready::new(&remote);
+        let tasks: Vec<_> = (0..40).map(|i| task(i, &remote)).collect();
+        let mut seen = BTreeSet::new();
+        thread::scope(|scope| {
+            for some in tasks.chunks(10) {
+                scope.spawn(|| some.iter().for_each(Wake::wake_by_ref));
+            }
+            while seen.len() < tasks.len() {
+                ready.take_remote();
+                while let Some(task) = ready.pop() {
+                    assert!(seen.insert(task.key.to_bits()), "queued twice");
+                }
+                thread::yield_now();
+            }
+        });
+        remote.close();
+        tasks[0].unqueue();
+        tasks[0].wake_by_ref();
+        ready.take_remote();
+        assert!(ready.pop().is_none());
+        assert_eq!(Arc::strong_count(&tasks[0]), 1, "no cycle is left");
+    }
+}

@@ -16,13 +16,17 @@ mod store;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use alluvium::backends::uring::UringFactory;
 use clap::Parser;
 use measure::{Outcome, Summary};
 
 /// What is compared: a name and how to run one workload once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Contender {
+    Uring,
+    UringNoSpin,
     Compio,
     Tokio,
     Naive,
@@ -32,6 +36,8 @@ enum Contender {
 impl Contender {
     fn name(self) -> &'static str {
         match self {
+            Self::Uring => "alluvium/uring",
+            Self::UringNoSpin => "uring, no spin",
             Self::Compio => "alluvium/compio",
             Self::Tokio => "alluvium/tokio",
             Self::Naive => "naive tokio::fs",
@@ -58,7 +64,8 @@ struct Arguments {
     /// Workloads to run.
     #[arg(long, value_delimiter = ',', default_values_t = WORKLOADS.map(String::from))]
     workloads: Vec<String>,
-    /// Contenders to leave out: compio, tokio, naive, raw.
+    /// Contenders to leave out: `uring, no spin` (by `no spin`), uring, compio, tokio,
+    /// naive, raw.
     #[arg(long, value_delimiter = ',')]
     without: Vec<String>,
 }
@@ -72,6 +79,8 @@ fn main() -> Result<(), AnyError> {
         .enable_all()
         .build()?;
     let all = [
+        Contender::Uring,
+        Contender::UringNoSpin,
         Contender::Compio,
         Contender::Tokio,
         Contender::Naive,
@@ -94,6 +103,11 @@ fn main() -> Result<(), AnyError> {
                     seconds: arguments.seconds,
                 };
                 let outcome = match contender {
+                    Contender::Uring => runtime.block_on(store::run("uring", workload, &run))?,
+                    Contender::UringNoSpin => {
+                        let factory = UringFactory::new().spin(Duration::ZERO);
+                        runtime.block_on(store::run_on(factory, workload, &run))?
+                    }
                     Contender::Compio => runtime.block_on(store::run("compio", workload, &run))?,
                     Contender::Tokio => runtime.block_on(store::run("tokio", workload, &run))?,
                     Contender::Naive => runtime.block_on(naive::run(workload, &run))?,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use alluvium::format::Batch;
-use alluvium::{Ack, BackendKind, Partition, ReadLimits, Shards, Store, Visibility};
+use alluvium::{Ack, BackendKind, OpenStore, Partition, ReadLimits, Shards, Store, Visibility};
 use hdrhistogram::Histogram;
 
 use crate::AnyError;
@@ -25,9 +25,18 @@ pub(crate) async fn run(
     run: &Run,
 ) -> Result<Option<Outcome>, AnyError> {
     let kind: BackendKind = backend.parse()?;
+    run_on(kind, workload, run).await
+}
+
+/// The same on a backend that was made by hand.
+pub(crate) async fn run_on(
+    backend: impl OpenStore,
+    workload: &str,
+    run: &Run,
+) -> Result<Option<Outcome>, AnyError> {
     let (store, _) = Store::builder(run.dir.join("store"))
         .configure(|c| c.shards = Shards::Count(1))
-        .backend(kind)
+        .backend(backend)
         .open()
         .await?;
     let shape = |producers, partitions, records, ack| Shape {
@@ -48,7 +57,7 @@ pub(crate) async fn run(
         _ => return Err(format!("unknown workload {workload}").into()),
     };
     if std::env::var_os("COMPARE_STATS").is_some() {
-        println!("{workload} {backend} {:?}", store.stats().await?);
+        println!("{workload} {:?}", store.stats().await?);
     }
     store.close(Duration::from_secs(30)).await?;
     Ok(Some(outcome))
