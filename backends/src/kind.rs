@@ -25,11 +25,13 @@ pub enum BackendKind {
     Compio,
     /// The `uring` module.
     Uring,
+    /// The `glommio` module.
+    Glommio,
 }
 
 impl BackendKind {
     /// The backends that stand for themselves, best first.
-    pub const CONCRETE: [Self; 3] = [Self::Uring, Self::Compio, Self::Tokio];
+    pub const CONCRETE: [Self; 4] = [Self::Uring, Self::Compio, Self::Glommio, Self::Tokio];
 
     /// The name in configurations.
     pub const fn name(self) -> &'static str {
@@ -38,6 +40,7 @@ impl BackendKind {
             Self::Tokio => "tokio",
             Self::Compio => "compio",
             Self::Uring => "uring",
+            Self::Glommio => "glommio",
         }
     }
 
@@ -47,11 +50,13 @@ impl BackendKind {
             Self::Auto => cfg!(any(
                 feature = "tokio",
                 feature = "compio",
+                feature = "glommio",
                 feature = "uring"
             )),
             Self::Tokio => cfg!(feature = "tokio"),
             Self::Compio => cfg!(feature = "compio"),
             Self::Uring => cfg!(feature = "uring"),
+            Self::Glommio => cfg!(feature = "glommio"),
         }
     }
 
@@ -63,6 +68,7 @@ impl BackendKind {
             Self::Tokio => &[Self::Tokio],
             Self::Compio => &[Self::Compio],
             Self::Uring => &[Self::Uring],
+            Self::Glommio => &[Self::Glommio],
         };
         let mut passed_over = Vec::new();
         for &kind in candidates {
@@ -105,7 +111,13 @@ impl FromStr for BackendKind {
     type Err = UnknownBackend;
 
     fn from_str(name: &str) -> Result<Self, UnknownBackend> {
-        let known = [Self::Auto, Self::Uring, Self::Compio, Self::Tokio];
+        let known = [
+            Self::Auto,
+            Self::Uring,
+            Self::Compio,
+            Self::Glommio,
+            Self::Tokio,
+        ];
         known
             .into_iter()
             .find(|kind| kind.name() == name && kind.is_compiled())

@@ -149,3 +149,9 @@ fn on_uring_with_registered_memory() {
     let factory = alluvium::backends::uring::UringFactory::new();
     under_load(&factory.registered_bytes(4 << 20));
 }
+
+#[cfg(feature = "glommio")]
+#[test]
+fn on_glommio() {
+    under_load(&alluvium::backends::glommio::GlommioFactory::new());
+}

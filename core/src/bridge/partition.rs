@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::pending::{AppendOptions, PendingAppend, TryAppendError};
+use super::reading::{self, Places};
 use super::{Mailbox, Subscription};
 use crate::error::{Error, Result};
 use crate::format::{Batch, BatchKind};
 use crate::offset::Offsets;
 use crate::partition::{
-    Ack, AppendRequest, Appended, Change, Fetched, InspectRequest, Inspection, PartitionInfo,
-    Permit, ReadLimits, Replies, Reply, Request, Visibility,
+    Ack, AppendRequest, Appended, Change, Fetched, InspectRequest, Inspection, Located,
+    PartitionInfo, Permit, RawPiece, ReadLimits, Reading, Replies, Reply, Request, Tail,
+    Visibility, Wanted,
 };
 use crate::recovery::PartitionReport;
-use crate::shard::{Adopted, Command, Reading};
+use crate::shard::{Adopted, Command};
 
 /// A partition of an open store. Cheap to clone, usable from any thread.
 ///
@@ -31,7 +33,11 @@ struct Inner {
     id: u64,
     incarnation: u32,
     mailbox: Mailbox,
+    /// To wait for offsets; they are read from the tail.
     offsets: watch::Receiver<Offsets>,
+    tail: Arc<Tail>,
+    /// Where readers through this handle and its clones stand.
+    places: Places,
     batch_bytes_max: usize,
 }
 
@@ -43,6 +49,8 @@ impl Partition {
                 incarnation: adopted.incarnation,
                 mailbox,
                 offsets: adopted.offsets.clone(),
+                tail: Arc::clone(&adopted.tail),
+                places: Places::default(),
                 batch_bytes_max: adopted.batch_bytes_max,
             }),
         }
@@ -223,12 +231,35 @@ impl Partition {
         limits: ReadLimits,
         visibility: Visibility,
     ) -> Result<Fetched> {
+        self.read_at(&self.inner.places, from, limits, visibility)
+            .await
+    }
+
+    /// A read by one who keeps places of its own.
+    pub(super) async fn read_at(
+        &self,
+        places: &Places,
+        from: u64,
+        limits: ReadLimits,
+        visibility: Visibility,
+    ) -> Result<Fetched> {
+        reading::read(self, places, from, limits, visibility).await
+    }
+
+    /// A read of which the shard does every step.
+    pub(super) async fn read_on_shard(
+        &self,
+        from: u64,
+        limits: ReadLimits,
+        visibility: Visibility,
+    ) -> Result<Fetched> {
         let permit = self.inner.mailbox.reserve(0).await?;
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
         let reading = Reading {
             from,
             limits,
             visibility,
+            sequential: false,
         };
         let ask = |reply| Command::Read {
             id,
@@ -238,6 +269,59 @@ impl Partition {
             permit,
         };
         self.inner.mailbox.ask(ask).await
+    }
+
+    /// Asks the shard where an offset lies, and waits for the answer.
+    pub(super) async fn locate_now(&self, reading: Reading) -> Result<Located> {
+        let permit = self.inner.mailbox.reserve(0).await?;
+        self.inner
+            .mailbox
+            .ask(|reply| self.locate(reading, reply, permit, None))
+            .await
+    }
+
+    pub(super) fn locate(
+        &self,
+        reading: Reading,
+        reply: Reply<Located>,
+        permit: Permit,
+        ahead: Option<OwnedSemaphorePermit>,
+    ) -> Command {
+        let (id, incarnation) = (self.inner.id, self.inner.incarnation);
+        Command::Locate {
+            id,
+            incarnation,
+            reading,
+            reply,
+            permit,
+            ahead,
+        }
+    }
+
+    pub(super) fn piece(
+        &self,
+        wanted: Wanted,
+        reply: Reply<Option<RawPiece>>,
+        permit: Permit,
+        ahead: Option<OwnedSemaphorePermit>,
+    ) -> Command {
+        let (id, incarnation) = (self.inner.id, self.inner.incarnation);
+        Command::Piece {
+            id,
+            incarnation,
+            wanted,
+            reply,
+            permit,
+            ahead,
+        }
+    }
+
+    pub(super) fn mailbox(&self) -> &Mailbox {
+        &self.inner.mailbox
+    }
+
+    pub(super) fn tail(&self) -> &Tail {
+        &self.inner.tail
     }
 
     /// The durable records from `from` on, as a stream that waits at the end for more.
@@ -263,10 +347,13 @@ impl Partition {
         }
     }
 
-    /// Where the log starts, is durable, is written and ends, as last published. Does not cross
-    /// threads.
+    /// Where the log starts, is durable, is written and ends. Does not cross threads.
+    ///
+    /// They never lag behind an acknowledgement of any level: after an append with
+    /// [`Ack::Accepted`] the log end is beyond it.
     pub fn offsets(&self) -> Offsets {
-        *self.inner.offsets.borrow()
+        let shared = self.inner.tail.offsets();
+        shared.unwrap_or_else(|| *self.inner.offsets.borrow())
     }
 
     /// Makes everything appended before it durable; returns the offset below which that holds.

@@ -42,7 +42,7 @@ unsafe impl Sync for Arena {}
 struct Places {
     /// Everything from here on was never handed out.
     untouched: usize,
-    /// `free[n]` holds places of `BUFFER_ALIGNMENT << n` bytes.
+    /// `free[n]` holds places of the size of class `n`.
     free: Vec<Vec<usize>>,
 }
 
