@@ -5,6 +5,7 @@
 //! | --- | --- | --- | --- |
 //! | `tokio` | `tokio` (default) | `preadv2`/`pwritev2` on a small blocking pool | everywhere |
 //! | `compio` | `compio` | io_uring | where the kernel and its policy allow io_uring |
+//! | `uring` | `uring` | io_uring, with an event loop of our own | as `compio` |
 //! | `glommio` | `glommio` | io_uring by glommio | where the kernel and its policy allow io_uring |
 //! | `sim` | `sim` | a simulated disk in memory | in tests |
 //!
@@ -22,10 +23,17 @@ pub mod glommio;
 pub mod sim;
 #[cfg(feature = "tokio")]
 pub mod tokio;
+#[cfg(feature = "uring")]
+pub mod uring;
 
 mod open;
 mod posix;
-#[cfg(any(feature = "compio", feature = "glommio", feature = "tokio"))]
+#[cfg(any(
+    feature = "compio",
+    feature = "glommio",
+    feature = "tokio",
+    feature = "uring"
+))]
 mod shard;
 
 pub use kind::{BackendKind, ResolveError, Resolved, UnknownBackend};

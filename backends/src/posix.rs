@@ -5,7 +5,12 @@
 //! [`pin_to_core`] wraps it to name the core.
 
 #![cfg_attr(
-    not(all(feature = "compio", feature = "glommio", feature = "tokio")),
+    not(all(
+        feature = "compio",
+        feature = "glommio",
+        feature = "tokio",
+        feature = "uring"
+    )),
     allow(dead_code, reason = "each backend uses its part")
 )]
 
@@ -199,6 +204,12 @@ impl PosixFile {
             Err(Errno::WOULDBLOCK) => Ok(false),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// Gives a lock back before the last reference to the open file ends.
+    pub(crate) fn unlock(&self) {
+        // Closing does the same, later.
+        rustix::fs::flock(self, FlockOperation::Unlock).ok();
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct Cli {
     #[arg(long, global = true, env = "ALLUVIUM_DIR", value_name = "DIR")]
     dir: Option<PathBuf>,
 
-    /// What the store runs on: auto, tokio, compio or glommio
+    /// What the store runs on: auto, uring, compio, tokio or glommio, as far as compiled in
     #[arg(long, global = true, env = "ALLUVIUM_BACKEND", default_value = "auto")]
     backend: BackendKind,
 

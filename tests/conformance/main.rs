@@ -1,6 +1,11 @@
 //! Runs the conformance suite on every backend of this build, on a disk and in memory.
 
-#![cfg(any(feature = "tokio", feature = "compio", feature = "glommio"))]
+#![cfg(any(
+    feature = "tokio",
+    feature = "compio",
+    feature = "glommio",
+    feature = "uring"
+))]
 #![allow(
     clippy::unwrap_used,
     reason = "a panic is how a test reports a failure"
@@ -13,7 +18,9 @@ use alluvium_testkit::io_conformance::{self, Allowances};
 
 mod cross_backend;
 mod denied_io_uring;
+mod registered;
 mod store;
+mod wakes;
 
 /// On the file system of the build directory: a real disk as a rule.
 fn on_disk(factory: &impl BackendFactory) {
@@ -82,6 +89,45 @@ mod compio {
     #[test]
     fn a_tiny_ring_is_enough() {
         super::on_disk(&CompioFactory::new().ring_entries(2));
+    }
+}
+
+/// As above: a build that asks for it has to know.
+#[cfg(feature = "uring")]
+mod uring {
+    use std::time::Duration;
+
+    use alluvium_backends::uring::UringFactory;
+
+    #[test]
+    fn on_disk() {
+        super::on_disk(&UringFactory::new());
+    }
+
+    #[test]
+    fn in_memory() {
+        super::in_memory(&UringFactory::new());
+    }
+
+    #[test]
+    fn a_tiny_ring_is_enough() {
+        super::on_disk(&UringFactory::new().ring_entries(2));
+    }
+
+    #[test]
+    fn without_spinning() {
+        super::on_disk(&UringFactory::new().spin(Duration::ZERO));
+    }
+
+    #[test]
+    fn with_registered_memory() {
+        super::on_disk(&UringFactory::new().registered_bytes(8 << 20));
+    }
+
+    #[test]
+    fn with_a_polling_thread() {
+        let idle = Some(Duration::from_millis(10));
+        super::on_disk(&UringFactory::new().sqpoll_idle(idle));
     }
 }
 

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use super::arena::Arena;
+
 /// Alignment of every buffer's address and capacity, in bytes: enough for any device's direct I/O.
 pub const BUFFER_ALIGNMENT: usize = 4096;
 
@@ -35,7 +37,14 @@ pub struct AlignedBuf {
     /// `len`. Memory is not zeroed in advance: most of it is overwritten anyway.
     initialised: usize,
     capacity: usize,
-    pool: Option<Arc<PoolInner>>,
+    home: Home,
+}
+
+/// Where the memory of a buffer goes when it is dropped.
+enum Home {
+    Allocator,
+    Pool(Arc<PoolInner>),
+    Arena(Arc<Arena>),
 }
 
 // SAFETY: the memory is owned exclusively by this value; nothing in it is tied to a thread.
@@ -65,11 +74,25 @@ impl AlignedBuf {
             len: 0,
             initialised: 0,
             capacity: layout.size(),
-            pool: None,
+            home: Home::Allocator,
         })
     }
 
-    fn layout(capacity: usize) -> Option<Layout> {
+    /// A buffer of `capacity` bytes at `ptr`, a place of `arena`.
+    ///
+    /// # Safety
+    /// The bytes are initialised and nobody else's until the buffer has given them back.
+    pub(super) unsafe fn in_arena(ptr: NonNull<u8>, capacity: usize, arena: Arc<Arena>) -> Self {
+        Self {
+            ptr,
+            len: 0,
+            initialised: capacity,
+            capacity,
+            home: Home::Arena(arena),
+        }
+    }
+
+    pub(super) fn layout(capacity: usize) -> Option<Layout> {
         let size = capacity.max(1).checked_next_multiple_of(BUFFER_ALIGNMENT)?;
         Layout::from_size_align(size, BUFFER_ALIGNMENT).ok()
     }
@@ -222,20 +245,27 @@ impl DerefMut for AlignedBuf {
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        if let Some(pool) = self.pool.take() {
-            pool.give_back(Self {
-                ptr: self.ptr,
-                len: 0,
-                initialised: self.initialised,
-                capacity: self.capacity,
-                pool: None,
-            });
-            return;
+        match std::mem::replace(&mut self.home, Home::Allocator) {
+            Home::Allocator => {}
+            Home::Pool(pool) => {
+                pool.give_back(Self {
+                    ptr: self.ptr,
+                    len: 0,
+                    initialised: self.initialised,
+                    capacity: self.capacity,
+                    home: Home::Allocator,
+                });
+                return;
+            }
+            Home::Arena(arena) => {
+                arena.give_back(self.ptr, self.capacity);
+                return;
+            }
         }
         if let Some(layout) = Self::layout(self.capacity) {
             // SAFETY: the pointer came from the allocator with this very layout (capacity is
-            // already a multiple of the alignment), and it is freed once: a pooled buffer was
-            // handed on above.
+            // already a multiple of the alignment), and it is freed once: memory of a pool or an
+            // arena was handed on above.
             unsafe { alloc::dealloc(self.ptr.as_ptr(), layout) };
         }
     }
@@ -267,6 +297,7 @@ impl fmt::Debug for AlignedBuf {
 #[derive(Debug, Clone)]
 pub struct BufPool {
     inner: Arc<PoolInner>,
+    arena: Option<Arc<Arena>>,
 }
 
 struct PoolInner {
@@ -289,12 +320,22 @@ impl BufPool {
                 idle_bytes_max,
                 idle: Mutex::default(),
             }),
+            arena: None,
         }
+    }
+
+    /// Takes buffers from `arena` as long as it has room for them; they do not count as idle.
+    #[must_use]
+    pub fn carve_from(self, arena: Option<Arc<Arena>>) -> Self {
+        Self { arena, ..self }
     }
 
     /// A buffer of at least `capacity` bytes with length zero. Recycled bytes beyond the length
     /// are whatever they were; every method that lengthens a buffer overwrites them.
     pub fn take(&self, capacity: usize) -> AlignedBuf {
+        if let Some(buf) = self.arena.as_ref().and_then(|arena| arena.take(capacity)) {
+            return buf;
+        }
         let (class, size) = class_of(capacity);
         let recycled = {
             let mut idle = self.inner.lock();
@@ -305,7 +346,7 @@ impl BufPool {
             found
         };
         let mut buf = recycled.unwrap_or_else(|| AlignedBuf::with_capacity(size));
-        buf.pool = Some(Arc::clone(&self.inner));
+        buf.home = Home::Pool(Arc::clone(&self.inner));
         buf
     }
 
@@ -347,7 +388,7 @@ impl fmt::Debug for PoolInner {
 
 /// Size class and size in bytes of the smallest class that holds `capacity`. Eight classes of one
 /// page more each, then four between powers of two: at most a quarter of a buffer is unused.
-fn class_of(capacity: usize) -> (usize, usize) {
+pub(super) fn class_of(capacity: usize) -> (usize, usize) {
     let pages = capacity.max(1).div_ceil(BUFFER_ALIGNMENT);
     if pages <= 8 {
         return (pages - 1, pages * BUFFER_ALIGNMENT);
@@ -372,7 +413,7 @@ mod tests {
             buf.extend_from_slice(&[n; 400]);
         }
         assert_eq!(buf.len(), 80_000);
-        assert_eq!(&buf[(77 * 400 - 1)..=(77 * 400)], [76, 77]);
+        assert_eq!(&buf[77 * 400 - 1..=77 * 400], [76, 77]);
         assert_eq!(buf.as_ptr() as usize % BUFFER_ALIGNMENT, 0);
     }
 

@@ -83,7 +83,7 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
         config: Rc::new(config),
         create,
         read_only,
-        pool: BufPool::new(IDLE_BUFFER_BYTES_MAX),
+        pool: BufPool::new(IDLE_BUFFER_BYTES_MAX).carve_from(backend.arena()),
         requests,
         bytes,
         read_ahead,
