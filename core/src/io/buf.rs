@@ -372,7 +372,7 @@ mod tests {
             buf.extend_from_slice(&[n; 400]);
         }
         assert_eq!(buf.len(), 80_000);
-        assert_eq!(&buf[77 * 400 - 1..77 * 400 + 1], [76, 77]);
+        assert_eq!(&buf[77 * 400 - 1..=77 * 400], [76, 77]);
         assert_eq!(buf.as_ptr() as usize % BUFFER_ALIGNMENT, 0);
     }
 
