@@ -20,7 +20,7 @@ pub(crate) struct Cli {
     #[arg(long, global = true, env = "ALLUVIUM_DIR", value_name = "DIR")]
     dir: Option<PathBuf>,
 
-    /// What the store runs on: auto, tokio or compio
+    /// What the store runs on: auto, tokio, compio or glommio
     #[arg(long, global = true, env = "ALLUVIUM_BACKEND", default_value = "auto")]
     backend: BackendKind,
 
@@ -40,6 +40,8 @@ pub(crate) enum Command {
     OnOneThread(StoreCommand),
     /// Measures the backends here against the disk itself, and the plain way
     Compare(CompareArgs),
+    /// Loads a store for a while and watches memory, descriptors and pauses
+    Stress(StressArgs),
 }
 
 /// What is done with one store, on one thread.
@@ -287,6 +289,33 @@ pub(crate) struct CompareArgs {
     /// Measure on a file system in memory, where nothing is durable
     #[arg(long)]
     pub(crate) allow_tmpfs: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A new store below --dir takes durable appends of 1 KiB, rolls and recycles its segments, and is \
+removed in the end. An append of more than 10 ms is held against a second file that is written \
+durably meanwhile, and against a thread that only sleeps: what neither of them saw is our own.")]
+pub(crate) struct StressArgs {
+    /// How long
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) seconds: u64,
+
+    /// Tasks that append, each one record at a time
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) producers: u32,
+
+    /// Seconds between two lines
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub(crate) interval: u64,
+
+    /// Size of the segment files
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    pub(crate) segment_bytes: ByteSize,
+
+    /// What retention keeps
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub(crate) retention_bytes: ByteSize,
 }
 
 /// What stores can be measured against, beside the disk.

@@ -14,6 +14,7 @@ mod output;
 mod probe;
 mod read;
 mod repair;
+mod stress;
 mod survey;
 mod tail;
 mod target;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         // It measures what an embedding program gets, on a runtime with several threads.
         Command::Compare(args) => compare::run(&target, &args),
+        Command::Stress(args) => stress::run(&target, &args),
         Command::OnOneThread(command) => on_one_thread(&target, command),
     };
     match result {

@@ -99,3 +99,28 @@ fn tokio_needs_no_io_uring() {
         io_conformance::run(&TokioFactory::new(), dir.path());
     });
 }
+
+#[cfg(feature = "glommio")]
+#[test]
+fn glommio_gets_an_error_instead_of_a_panic() {
+    use alluvium_backends::glommio::GlommioFactory;
+    for (errno, word) in [
+        (EPERM, "seccomp"),
+        (ENOMEM, "RLIMIT_MEMLOCK"),
+        (ENOSYS, "no io_uring"),
+    ] {
+        with_denied_io_uring(errno, move || {
+            let spec = ShardSpec {
+                name: "denied".to_owned(),
+                core: None,
+            };
+            let main = |_| -> alluvium_core::io::LocalFuture<()> { Box::pin(async {}) };
+            let e = GlommioFactory::new()
+                .spawn_shard(spec, Box::new(main))
+                .unwrap_err();
+            assert_eq!(e.raw_os_error(), Some(i32::try_from(errno).unwrap()), "{e}");
+            let e = BackendKind::Glommio.resolve().unwrap_err();
+            assert!(e.to_string().contains(word), "{e}");
+        });
+    }
+}

@@ -67,6 +67,22 @@ mod compio {
     }
 }
 
+#[cfg(feature = "glommio")]
+mod glommio {
+    use alluvium_backends::glommio::GlommioFactory;
+    use alluvium_testkit::store_conformance::RealHost;
+
+    #[test]
+    fn on_disk() {
+        super::on_disk(&RealHost::new(GlommioFactory::new()));
+    }
+
+    #[test]
+    fn in_memory() {
+        super::in_memory(&RealHost::new(GlommioFactory::new()));
+    }
+}
+
 #[cfg(all(feature = "tokio", feature = "compio"))]
 #[test]
 fn what_one_backend_wrote_the_other_reads() {
@@ -77,6 +93,25 @@ fn what_one_backend_wrote_the_other_reads() {
     let (a, b) = (
         RealHost::new(TokioFactory::new()),
         RealHost::new(CompioFactory::new()),
+    );
+    for parent in [env!("CARGO_TARGET_TMPDIR"), "/dev/shm"] {
+        in_fresh_dir(Path::new(parent), |dir| {
+            store_conformance::run_across(&a, &b, dir);
+            store_conformance::run_across(&b, &a, dir);
+        });
+    }
+}
+
+#[cfg(all(feature = "tokio", feature = "glommio"))]
+#[test]
+fn what_glommio_wrote_the_other_reads() {
+    use alluvium_backends::glommio::GlommioFactory;
+    use alluvium_backends::tokio::TokioFactory;
+    use alluvium_testkit::store_conformance::RealHost;
+
+    let (a, b) = (
+        RealHost::new(TokioFactory::new()),
+        RealHost::new(GlommioFactory::new()),
     );
     for parent in [env!("CARGO_TARGET_TMPDIR"), "/dev/shm"] {
         in_fresh_dir(Path::new(parent), |dir| {

@@ -136,3 +136,9 @@ fn on_tokio() {
 fn on_compio() {
     under_load(&alluvium::backends::compio::CompioFactory::new());
 }
+
+#[cfg(feature = "glommio")]
+#[test]
+fn on_glommio() {
+    under_load(&alluvium::backends::glommio::GlommioFactory::new());
+}
