@@ -61,7 +61,11 @@ fn main() -> Result<(), AnyError> {
     let dir = arguments.dir.canonicalize()?;
     let session = Session::create(&dir, Stop::default(), syscalls)?;
     // SAFETY: this is the only thread of the process so far.
-    unsafe { std::env::set_var("WALRUS_DATA_DIR", session.dir()) };
+    unsafe {
+        std::env::set_var("WALRUS_DATA_DIR", session.dir());
+        // It tells of every write otherwise.
+        std::env::set_var("WALRUS_QUIET", "1");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
