@@ -20,6 +20,8 @@ use tokio::runtime::Runtime;
 /// Records of 1 KiB that the partition holds, in batches of 16.
 const RECORDS: u64 = 8 << 10;
 const BATCH_RECORDS: u64 = 16;
+/// Some segments are full, and end with the seal of a roll.
+const SEGMENT_BYTES: u64 = 4 << 20;
 const CLOSE_PATIENCE: Duration = Duration::from_secs(60);
 
 fn backends() -> impl Iterator<Item = BackendKind> {
@@ -32,7 +34,10 @@ fn directory() -> TempDir {
 }
 
 async fn open(dir: &Path, backend: BackendKind) -> (Store, Partition) {
-    let builder = Store::builder(dir).configure(|c| c.shards = Shards::Count(1));
+    let builder = Store::builder(dir).configure(|c| {
+        c.shards = Shards::Count(1);
+        c.segment_bytes = SEGMENT_BYTES;
+    });
     let (store, _) = builder.backend(backend).open().await.unwrap();
     let partition = store.partition_or_create(0).await.unwrap();
     (store, partition)
@@ -99,8 +104,8 @@ fn lookups(c: &mut Criterion) {
     group.finish();
 }
 
-/// The segments of a closed store, in memory.
-fn sealed_segments(dir: &Path) -> Vec<Bytes> {
+/// The full segments of a closed store, in memory.
+fn full_segments(dir: &Path) -> Vec<Bytes> {
     let mut found = Vec::new();
     let mut dirs = vec![dir.to_path_buf()];
     while let Some(dir) = dirs.pop() {
@@ -131,8 +136,8 @@ fn recoveries(c: &mut Criterion) {
         runtime.block_on(store.close(CLOSE_PATIENCE)).unwrap();
         if backend == BackendKind::Tokio {
             // The bytes are the same on every backend.
-            let segments = sealed_segments(dir.path());
-            let segment = segments.first().expect("the store was sealed");
+            let segments = full_segments(dir.path());
+            let segment = segments.first().expect("there are full segments");
             let end = walk_segment(segment).unwrap().end_position;
             group.throughput(Throughput::Bytes(end as u64));
             group.bench_function("scan", |b| {
