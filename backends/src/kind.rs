@@ -113,26 +113,14 @@ impl FromStr for BackendKind {
     type Err = UnknownBackend;
 
     fn from_str(name: &str) -> Result<Self, UnknownBackend> {
-        let known = [
-            Self::Auto,
-            Self::Uring,
-            Self::Compio,
-            Self::Glommio,
-            Self::Tokio,
-        ];
+        let known = std::iter::once(Self::Auto).chain(Self::CONCRETE);
         known
-            .into_iter()
+            .clone()
             .find(|kind| kind.name() == name && kind.is_compiled())
             .ok_or_else(|| UnknownBackend {
                 name: name.to_owned(),
-                allowed: known
-                    .into_iter()
-                    .filter(|kind| kind.is_compiled())
-                    .collect(),
-                not_compiled: known
-                    .into_iter()
-                    .filter(|kind| !kind.is_compiled())
-                    .collect(),
+                allowed: known.clone().filter(|kind| kind.is_compiled()).collect(),
+                not_compiled: known.filter(|kind| !kind.is_compiled()).collect(),
             })
     }
 }

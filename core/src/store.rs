@@ -351,7 +351,15 @@ async fn open<F: BackendFactory>(
     let cores = place_shards(&config.shards, &factory.allowed_cores())?;
     let mut shards = Vec::with_capacity(cores.len());
     let mut ended_receivers = Vec::with_capacity(cores.len());
-    for (index, core) in cores.iter().enumerate() {
+    // The first shard holds the lock, for all of them.
+    let (mut alive, mut others): (Vec<_>, Vec<_>) = cores
+        .iter()
+        .skip(1)
+        .map(|_| oneshot::channel())
+        .map(|(alive, other)| (Some(alive), other))
+        .unzip();
+    alive.insert(0, None);
+    for ((index, core), alive) in cores.iter().enumerate().zip(alive) {
         let (mailbox, receiver) = Mailbox::new(index, &config);
         let (ended, ended_receiver) = oneshot::channel();
         let setup = ShardSetup {
@@ -364,6 +372,8 @@ async fn open<F: BackendFactory>(
             read_ahead: receiver.read_ahead,
             bytes: receiver.bytes,
             ended,
+            alive,
+            others: std::mem::take(&mut others),
         };
         let spec = ShardSpec {
             name: format!("alluvium-{index}"),

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use super::cache::TailCache;
 use super::driver::carry_out;
 use super::request::Change;
-use super::{Mode, Partition, Request, State, answer};
+use super::{Mode, NameWork, Partition, Request, State, answer};
 use crate::commit::{Mark, Pipeline};
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{Batch, Control, ControlReason, SEGMENT_HEADER_LEN};
@@ -58,7 +58,7 @@ impl<B: IoBackend> Partition<B> {
                     _ => Ok(()),
                 };
                 let result = self.seal_at_rest(false).await.and(failure);
-                self.shard.removals_done().await;
+                self.shard.name_work_done().await;
                 self.end();
                 answer(reply, result);
             }
@@ -409,7 +409,8 @@ impl<B: IoBackend> Partition<B> {
             self.spare_ready.notified().await;
         }
         self.state.borrow_mut().spares.clear();
-        self.shard.removals_done().await;
+        self.shard.name_work_done().await;
+        let _by_name = NameWork::start(&self.shard);
         let log = recover_partition(self.shard.backend.as_ref(), &self.context).await?;
         if log.offsets.durable() < durable {
             return Err(Error::corrupt(Corruption {

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Mode, Partition, ShardContext, State};
+use super::{Mode, NameWork, Partition, State};
 use crate::error::Result;
 use crate::format::{Batch, Control, ControlReason};
 use crate::io::{IoBackend, IoFile};
@@ -95,8 +95,7 @@ impl<B: IoBackend> Partition<B> {
     }
 
     async fn make_spare(&self, initialise_bytes: u64) -> Result<SpareFile<B::File>> {
-        // It creates and renames: the lock is not released before that is done.
-        let _by_name = Removal::start(&self.shard);
+        let _by_name = NameWork::start(&self.shard);
         let number = {
             let mut state = self.state.borrow_mut();
             let number = state.next_number;
@@ -159,7 +158,7 @@ impl<B: IoBackend> Partition<B> {
             return;
         }
         let shard = Rc::clone(&self.shard);
-        let removal = Removal::start(&shard);
+        let removal = NameWork::start(&shard);
         self.shard.backend.spawn(Box::pin(async move {
             for path in removed {
                 let backend = &shard.backend;
@@ -241,22 +240,6 @@ impl<B: IoBackend> Partition<B> {
         let oldest_kept_ms = config.retention_age.map(|age| oldest_kept(age, now));
         retention(facts.collect(), config.retention_bytes, oldest_kept_ms)
             .filter(|target| *target > state.offsets.log_start())
-    }
-}
-
-/// Counts an operation on names until the task that does it has ended.
-struct Removal<B: IoBackend>(Rc<ShardContext<B>>);
-
-impl<B: IoBackend> Removal<B> {
-    fn start(shard: &Rc<ShardContext<B>>) -> Self {
-        shard.removals.set(shard.removals.get() + 1);
-        Self(Rc::clone(shard))
-    }
-}
-
-impl<B: IoBackend> Drop for Removal<B> {
-    fn drop(&mut self) {
-        self.0.removals.set(self.0.removals.get().saturating_sub(1));
     }
 }
 

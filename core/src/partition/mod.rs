@@ -56,9 +56,8 @@ pub(crate) struct ShardContext<B: IoBackend> {
     /// Partitions whose tail is not sealed; the shard's ticker seals those that went idle.
     pub(crate) unsealed: RefCell<Vec<Rc<Partition<B>>>>,
     pub(crate) tick: LocalNotify,
-    /// Removals and creations of files under way. They go by name, and a name may come to a new
-    /// use: so nothing that ends or reopens a partition goes on before they are done.
-    pub(crate) removals: std::cell::Cell<usize>,
+    /// See [`NameWork`].
+    name_work: std::cell::Cell<usize>,
     /// Partitions on this shard: they share the budget of the tail cache.
     pub(crate) partitions: std::cell::Cell<usize>,
     /// The same, to take memory from those that are at rest when the budget is shared by more.
@@ -72,20 +71,41 @@ impl<B: IoBackend> ShardContext<B> {
             backend,
             unsealed: RefCell::default(),
             tick: LocalNotify::default(),
-            removals: std::cell::Cell::new(0),
+            name_work: std::cell::Cell::new(0),
             partitions: std::cell::Cell::new(0),
             sharers: RefCell::default(),
             stats: crate::metrics::ShardCounters::default(),
         }
     }
 
-    /// Waits until no removal is under way.
-    pub(crate) async fn removals_done(&self) {
-        while self.removals.get() > 0 {
+    /// Waits until no [`NameWork`] is under way.
+    pub(crate) async fn name_work_done(&self) {
+        while self.name_work.get() > 0 {
             self.backend
                 .sleep(std::time::Duration::from_millis(1))
                 .await;
         }
+    }
+}
+
+/// Something on the shard that creates, renames or removes files, until it is dropped.
+///
+/// Such operations go by name, and a name may come to a new use; one that the system has begun is
+/// not stopped by dropping its future. So nothing that ends or reopens a partition goes on, and the
+/// store's lock is not released, while one is under way.
+pub(crate) struct NameWork<B: IoBackend>(Rc<ShardContext<B>>);
+
+impl<B: IoBackend> NameWork<B> {
+    pub(crate) fn start(shard: &Rc<ShardContext<B>>) -> Self {
+        shard.name_work.set(shard.name_work.get() + 1);
+        Self(Rc::clone(shard))
+    }
+}
+
+impl<B: IoBackend> Drop for NameWork<B> {
+    fn drop(&mut self) {
+        let under_way = self.0.name_work.get();
+        self.0.name_work.set(under_way.saturating_sub(1));
     }
 }
 

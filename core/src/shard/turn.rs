@@ -17,7 +17,9 @@ use crate::config::StoreConfig;
 use crate::error::{Error, Result};
 use crate::io::{BufPool, IoBackend};
 use crate::metrics::ShardStats;
-use crate::partition::{Change, Partition, Reply, Request, ShardContext, answer, create_partition};
+use crate::partition::{
+    Change, NameWork, Partition, Reply, Request, ShardContext, answer, create_partition,
+};
 use crate::recovery::{RecoveryContext, recover_partition};
 
 /// Requests that one turn takes from the mailbox before the event loop gets its share.
@@ -39,6 +41,10 @@ pub(crate) struct ShardSetup {
     pub(crate) read_ahead: Arc<Semaphore>,
     /// Dropped when the shard has ended, whatever ended it.
     pub(crate) ended: oneshot::Sender<()>,
+    /// The same for the shard that holds the store's lock; nobody sends.
+    pub(crate) alive: Option<oneshot::Sender<()>>,
+    /// Of the shard that holds the lock: the other ends of `alive`.
+    pub(crate) others: Vec<oneshot::Receiver<()>>,
 }
 
 struct Shard<B: IoBackend> {
@@ -74,6 +80,8 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
         bytes,
         read_ahead,
         ended,
+        alive,
+        others,
     } = setup;
     // Whatever ends the shard, nobody goes on waiting for room in its mailbox.
     let _bounds = CloseBounds(Arc::clone(&requests), Arc::clone(&bytes));
@@ -129,8 +137,14 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
     }
     mailbox.close();
     drop(mailbox);
-    shard.shared.removals_done().await;
+    shard.shared.name_work_done().await;
+    // The lock stands for all shards: each may outlive the others by a handle to its partitions.
+    for other in others {
+        // Resolves by being dropped.
+        other.await.unwrap_or(());
+    }
     shard.release();
+    drop(alive);
     drop(ended);
 }
 
@@ -295,6 +309,7 @@ impl<B: IoBackend> Shard<B> {
     }
 
     async fn boot(&self) -> Result<Booted> {
+        let _by_name = NameWork::start(&self.shared);
         let request = BootRequest {
             path: self.path.clone(),
             create: self.create,
@@ -319,6 +334,7 @@ impl<B: IoBackend> Shard<B> {
     }
 
     async fn adopt(&self, partitions: Vec<FoundPartition>) -> Result<(Vec<Adopted>, Duration)> {
+        let _by_name = NameWork::start(&self.shared);
         let started = self.shared.backend.now();
         let mut logs = Vec::with_capacity(partitions.len());
         for found in partitions {
@@ -343,6 +359,7 @@ impl<B: IoBackend> Shard<B> {
         if self.read_only {
             return Err(Error::ReadOnly { id });
         }
+        let _by_name = NameWork::start(&self.shared);
         let busy = self.reserve(id)?;
         if self.state.borrow().partitions.contains_key(&id) {
             return Err(Error::PartitionExists { id });
@@ -403,6 +420,7 @@ impl<B: IoBackend> Shard<B> {
             Ok(Err(e)) => return Err(e),
             Err(_) => return Err(Error::ClosedInFlight),
         }
+        let _by_name = NameWork::start(&self.shared);
         // A failure here leaves the partition closed and whole; deleting can be tried again.
         backend
             .rename(&dir, &deleted)
@@ -456,7 +474,6 @@ impl<B: IoBackend> Shard<B> {
             partition.submit(Request::Change(Change::Close(reply)));
             waiting.push(done);
         }
-        let this = Rc::clone(self);
         let mut closing = Box::pin(async move {
             let mut result = Ok(());
             for done in waiting {
@@ -465,7 +482,6 @@ impl<B: IoBackend> Shard<B> {
                     _ => {}
                 }
             }
-            this.release();
             result
         });
         let backend = Rc::clone(&self.shared.backend);
