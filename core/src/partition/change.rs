@@ -72,6 +72,8 @@ impl<B: IoBackend> Partition<B> {
 
     /// Moves appends to a new segment; without space, answers those that wait for one.
     pub(super) async fn roll(self: &Rc<Self>) {
+        // Those that come while this one is tried may find that there is space again.
+        let waiting = self.state.borrow().queue.len();
         let result = match self.take_spare().await {
             Ok(spare) => match self.seal_at_rest(true).await {
                 Ok(()) => {
@@ -85,15 +87,20 @@ impl<B: IoBackend> Partition<B> {
         let Err(error) = result else { return };
         let mut state = self.state.borrow_mut();
         let queue = std::mem::take(&mut state.queue);
-        let (appends, rest): (Vec<_>, Vec<_>) = queue
-            .into_iter()
-            .partition(|r| matches!(r, Request::Append(_)));
-        state.queue = rest.into();
-        state.queued_bytes = 0;
-        state.queued_appends = 0;
+        let mut refused = Vec::with_capacity(waiting);
+        for (n, request) in queue.into_iter().enumerate() {
+            match request {
+                Request::Append(append) if n < waiting => {
+                    state.queued_bytes -= append.batch.encoded_len();
+                    state.queued_appends -= 1;
+                    refused.push(append);
+                }
+                request => state.queue.push_back(request),
+            }
+        }
         drop(state);
-        for request in appends {
-            request.refuse(error.clone());
+        for append in refused {
+            Request::Append(append).refuse(error.clone());
         }
     }
 
