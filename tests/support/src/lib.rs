@@ -13,6 +13,7 @@ pub mod io_conformance;
 pub mod logs;
 pub mod promises;
 pub mod store_conformance;
+pub mod stress;
 
 use std::sync::Mutex;
 
