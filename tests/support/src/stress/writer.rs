@@ -270,6 +270,13 @@ impl Log {
         if matches!(error, Error::Full { .. } | Error::WrongOffset { .. }) {
             return;
         }
+        if matches!(error, Error::NoSpace { .. }) {
+            // Heals by itself.
+            say(&Event::Failed {
+                text: error.to_string(),
+            });
+            return;
+        }
         let mut failure = self.failure.borrow_mut();
         if failure.is_none() {
             say(&Event::Failed {
@@ -361,6 +368,13 @@ async fn keep(log: Rc<Log>, mut rng: Rng) {
             Err(e) => log.failed(e),
         }
         pause(rng.range(300, 6000)).await;
+    }
+    if log.failure.borrow().is_some() {
+        let from = p.offsets().log_start();
+        if let Err(e @ Error::PartitionFailed { .. }) = read(&log, from).await {
+            let text = format!("P8: durable data of a failed partition: {e}");
+            say(&Event::Violation { text });
+        }
     }
 }
 
