@@ -353,6 +353,22 @@ impl Disk {
         Ok(())
     }
 
+    /// Writes everything below `number` out to a directory, to be looked into.
+    ///
+    /// # Errors
+    /// Those of writing files.
+    pub fn export(&self, number: u64, to: &std::path::Path) -> std::io::Result<()> {
+        std::fs::create_dir_all(to)?;
+        for (name, number) in self.list(number)? {
+            let to = to.join(name);
+            match &self.inode(number)?.node {
+                Node::File(content) => std::fs::write(to, content.read(0, content.len()))?,
+                Node::Directory(_) => self.export(number, &to)?,
+            }
+        }
+        Ok(())
+    }
+
     /// What is left when the power fails now.
     pub(crate) fn survivor(mut self, in_flight: &[InFlight]) -> Self {
         // Some cuts leave nothing that was not synced, some nearly everything.

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use alluvium_backends::BackendKind;
-use alluvium_powercut::{Disk, Mount, Options};
+use alluvium_powercut::{Disk, Mount, Options, ROOT};
 use alluvium_testkit::promises::{Survival, Violation};
 use alluvium_testkit::stress::{Behaviour, Judge, Judged, Rng, Victim, Writer, backends};
 use rustix::process::{Pid, Signal};
@@ -53,7 +53,11 @@ fn what_was_acknowledged_durable_survives_power_cuts() {
         let mut bench = Bench::new(kind, seed + n as u64, false);
         for cut in 0..cuts {
             if let Err(violation) = bench.cut(Behaviour::Sound) {
-                panic!("{kind}, seed {seed}, cut {cut}: {violation}");
+                let evidence = bench.keep_evidence();
+                panic!(
+                    "{kind}, seed {seed}, cut {cut}: {violation}; see {}",
+                    evidence.display()
+                );
             }
         }
         eprintln!("{kind}: {:?} {:?}", bench.tally, begun.elapsed());
@@ -157,6 +161,8 @@ struct Bench {
     /// Between two mounts.
     disk: Option<Disk>,
     mount: Option<Mount>,
+    /// What the last cut left.
+    left: Option<Disk>,
     place: tempfile::TempDir,
 }
 
@@ -184,6 +190,7 @@ impl Bench {
             tally: Tally::default(),
             disk: Some(disk),
             mount: None,
+            left: None,
             place,
         }
     }
@@ -205,7 +212,20 @@ impl Bench {
     fn unmount(&mut self) {
         let mount = self.mount.take().unwrap();
         self.tally.errors += mount.failed();
-        self.disk = Some(mount.unmount().unwrap());
+        let disk = mount.unmount().unwrap();
+        self.left = Some(disk.clone());
+        self.disk = Some(disk);
+    }
+
+    /// Leaves the history and what the last cut left of the disk in the target directory.
+    fn keep_evidence(&self) -> PathBuf {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let dir = dir.join(format!("powercut-evidence-{}", std::process::id()));
+        if let Some(disk) = &self.left {
+            disk.export(ROOT, &dir).unwrap();
+        }
+        std::fs::write(dir.join("history"), self.judge.history()).unwrap();
+        dir
     }
 
     fn start(&mut self, behaviour: Behaviour) -> Victim {
@@ -250,6 +270,9 @@ impl Bench {
                 )
             })
             .collect();
+        self.judge.note(format!(
+            "{behaviour:?}: cut in {operations}, errors {errors:?}"
+        ));
         let mount = self.mount();
         mount.cut_in(operations);
         errors

@@ -1,11 +1,13 @@
 //! What was promised, and whether it was kept.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alluvium_core::{
-    Appended, Error, Offsets, OpenStore, Partition, ReadLimits, Store, TailCase, Visibility,
+    Appended, Error, Offsets, OpenStore, Partition, ReadLimits, Store, StoreConfig, TailCase,
+    Visibility,
 };
 use rustix::fs::FlockOperation;
 
@@ -14,6 +16,8 @@ use crate::promises::{Life, Survival, Violation, observe};
 
 /// Batches after which a partition is deleted and begun anew.
 const BATCHES_MAX: usize = 4000;
+/// Lines of history that are kept.
+const HISTORY_MAX: usize = 20_000;
 
 #[derive(Debug)]
 struct Slot {
@@ -30,6 +34,7 @@ pub struct Judge {
     slots: Vec<Slot>,
     lives: u32,
     failures: Vec<String>,
+    history: VecDeque<String>,
 }
 
 /// What a judgement came across.
@@ -73,6 +78,7 @@ impl Judge {
             slots: Vec::new(),
             lives: 0,
             failures: Vec::new(),
+            history: VecDeque::new(),
         };
         for _ in 0..SLOTS {
             let slot = judge.fresh();
@@ -104,11 +110,30 @@ impl Judge {
         std::mem::take(&mut self.failures)
     }
 
+    /// Adds a line to the history.
+    pub fn note(&mut self, line: String) {
+        if self.history.len() == HISTORY_MAX {
+            self.history.pop_front();
+        }
+        self.history.push_back(line);
+    }
+
+    /// What was said and done last, oldest first: for the one who looks into a violation.
+    pub fn history(&self) -> String {
+        let mut text = String::new();
+        for line in &self.history {
+            text.push_str(line);
+            text.push('\n');
+        }
+        text
+    }
+
     /// Takes in what the writer said.
     ///
     /// # Errors
     /// A promise that was broken before the crash.
     pub fn hear(&mut self, event: Event, judged: &mut Judged) -> Result<(), Violation> {
+        self.note(event.to_string());
         match event {
             Event::Opened => {}
             Event::Created { slot } => self.slots[slot].created = true,
@@ -194,7 +219,9 @@ impl Judge {
         backend: O,
         judged: &mut Judged,
     ) -> Result<Store, Violation> {
-        let opened = super::open(&self.dir, self.store_seed, backend).await;
+        // Nothing may go while it is read.
+        let keep = |config: &mut StoreConfig| config.retention_bytes = None;
+        let opened = super::open(&self.dir, self.store_seed, backend, keep).await;
         let (store, report) =
             opened.map_err(|e| Violation::new("P1", format!("the store does not open: {e}")))?;
         judged.recoveries += 1;
@@ -241,7 +268,10 @@ impl Judge {
         let offsets = partition.offsets();
         let seen = read_all(&slot.life, &partition, offsets).await?;
         judged.records += seen.len() as u64;
-        slot.life.recovered(survival, offsets, &seen)?;
+        let life = slot.life.recovered(survival, offsets, &seen);
+        self.note(format!("recovered slot {n}: {offsets:?}, {life:?}"));
+        life?;
+        let slot = &mut self.slots[n];
         if slot.life.submitted() > BATCHES_MAX {
             let deleted = store.delete_partition(&partition).await;
             deleted.map_err(|e| Violation::new("P10", format!("delete: {e}")))?;

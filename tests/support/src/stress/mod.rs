@@ -68,7 +68,8 @@ pub fn backends() -> Vec<BackendKind> {
     compiled.filter(|kind| kind.resolve().is_ok()).collect()
 }
 
-/// Opens a store of [`configure`], as soon as the process before has let go of its lock.
+/// Opens a store of [`configure`] and `change`, as soon as the process before has let go of its
+/// lock.
 ///
 /// # Errors
 /// Those of [`alluvium_core::ConfiguredBuilder::open`]; [`Error::AlreadyOpen`] only after a minute.
@@ -76,12 +77,16 @@ pub async fn open<O: OpenStore + Clone>(
     dir: &std::path::Path,
     seed: u64,
     backend: O,
+    change: fn(&mut StoreConfig),
 ) -> Result<(Store, RecoveryReport), Error> {
     /// Ten thousand times six milliseconds.
     const ATTEMPTS: usize = 10_000;
     let mut attempts = 0;
     loop {
-        let builder = Store::builder(dir).configure(|config| configure(config, seed));
+        let builder = Store::builder(dir).configure(|config| {
+            configure(config, seed);
+            change(config);
+        });
         match builder.backend(backend.clone()).open().await {
             Err(Error::AlreadyOpen { .. }) if attempts < ATTEMPTS => attempts += 1,
             done => return done,

@@ -135,7 +135,7 @@ impl Writer {
     async fn write(self) -> Result<()> {
         let (store, _) = match self.behaviour {
             Behaviour::PlainWrites => open_plain(&self).await?,
-            _ => super::open(&self.dir, self.store_seed, self.backend).await?,
+            _ => super::open(&self.dir, self.store_seed, self.backend, |_| {}).await?,
         };
         say(&Event::Opened);
         if self.behaviour != Behaviour::OpenOnly {
@@ -171,7 +171,10 @@ impl Writer {
             join_all(tasks).await;
         }
         store.close(Duration::from_secs(60)).await?;
-        say(&Event::Closed);
+        // Whoever only opened it has promised nothing about what others had accepted.
+        if self.behaviour != Behaviour::OpenOnly {
+            say(&Event::Closed);
+        }
         Ok(())
     }
 }
@@ -179,12 +182,18 @@ impl Writer {
 #[cfg(feature = "tokio")]
 async fn open_plain(writer: &Writer) -> Result<(Store, alluvium_core::RecoveryReport)> {
     let factory = alluvium_backends::tokio::TokioFactory::new();
-    super::open(&writer.dir, writer.store_seed, super::PlainWrites(factory)).await
+    super::open(
+        &writer.dir,
+        writer.store_seed,
+        super::PlainWrites(factory),
+        |_| {},
+    )
+    .await
 }
 
 #[cfg(not(feature = "tokio"))]
 async fn open_plain(writer: &Writer) -> Result<(Store, alluvium_core::RecoveryReport)> {
-    super::open(&writer.dir, writer.store_seed, writer.backend).await
+    super::open(&writer.dir, writer.store_seed, writer.backend, |_| {}).await
 }
 
 const PRODUCERS: u32 = 3;
