@@ -340,7 +340,11 @@ impl Mount {
                 .join()
                 .map_err(|_| io::Error::other("the disk's thread panicked"))?;
         }
-        joined
+        match joined {
+            // What the kernel says to a server whose file system has just gone.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => Ok(()),
+            joined => joined,
+        }
     }
 }
 
