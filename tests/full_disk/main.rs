@@ -41,7 +41,6 @@ async fn open(dir: &Path, kind: BackendKind) -> Result<Store> {
 fn everywhere<F: Future<Output = ()>>(check: impl Fn(SmallDisk, BackendKind) -> F) {
     for disk in disks() {
         for kind in backends() {
-            eprintln!("{} on {kind}", disk.path().display());
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_time()
                 .build();
@@ -55,7 +54,7 @@ fn everywhere<F: Future<Output = ()>>(check: impl Fn(SmallDisk, BackendKind) -> 
 async fn fill_up(p: &Partition) -> u64 {
     loop {
         let at = p.offsets().log_end();
-        match p.append(batch(at, 5)).await {
+        match p.append(batch(at, 30)).await {
             Ok(appended) => assert_eq!(appended.base_offset, at),
             Err(e) => {
                 assert!(matches!(e, Error::NoSpace { .. }), "{e:?}");
