@@ -1,7 +1,7 @@
 //! A small file system that may be filled, remounted and shut down.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -58,24 +58,25 @@ impl SmallDisk {
     pub(crate) fn leave(&self, free: u64) -> Ballast {
         let name = (0..).map(|n| self.path.join(format!("ballast-{n}")));
         let path = name.into_iter().find(|path| !path.exists()).unwrap();
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .unwrap();
+        let made = OpenOptions::new().write(true).create_new(true).open(&path);
+        let file = match made {
+            Ok(file) => file,
+            // Full to the last inode already.
+            Err(e) if e.kind() == io::ErrorKind::StorageFull => return Ballast(path),
+            Err(e) => panic!("{}: {e}", path.display()),
+        };
+        // Space that was freed a moment ago comes back with the file system's next commit.
+        rustix::fs::syncfs(&file).unwrap();
         let (mut len, mut step) = (0, 1 << 28);
-        // Space that was freed a moment ago may come back late: what counts is what can be had.
         while step >= 4096 {
-            let stat = rustix::fs::statvfs(&self.path).unwrap();
-            let room = stat.f_bfree.saturating_mul(stat.f_frsize) >= free + step;
-            let done =
-                room && rustix::fs::fallocate(&file, FallocateFlags::empty(), len, step).is_ok();
-            if done {
-                len += step;
-            } else {
-                step /= 2;
+            match rustix::fs::fallocate(&file, FallocateFlags::empty(), len, step) {
+                Ok(()) => len += step,
+                Err(_) => step /= 2,
             }
         }
+        // What statfs(2) calls free is not all to be had: all is taken, and some given back.
+        file.set_len(len.saturating_sub(free)).unwrap();
+        rustix::fs::syncfs(&file).unwrap();
         file.sync_all().unwrap();
         Ballast(path)
     }

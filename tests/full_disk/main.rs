@@ -12,7 +12,7 @@
 mod disk;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use alluvium::format::Batch;
 use alluvium::{BackendKind, Error, Partition, Result, Store};
@@ -24,7 +24,7 @@ use disk::{SmallDisk, disks};
 const SEGMENT_BYTES: u64 = 256 << 10;
 /// More than a sweep needs: the partition's first files and a few segments.
 const SWEEP_BYTES: u64 = 2 << 20;
-const SWEEP_STEP: usize = 52 << 10;
+const SWEEP_STEP: usize = 20 << 10;
 
 async fn open(dir: &Path, kind: BackendKind) -> Result<Store> {
     let builder = Store::builder(dir).configure(|config| {
@@ -140,6 +140,8 @@ fn space_that_runs_out_at_any_point_loses_nothing() {
             let tried = run_out(&dir, kind).await;
             drop(ballast);
             match &tried {
+                // There was no room for the first segment.
+                Ok(0) => refused += 1,
                 Ok(_) => filled += 1,
                 Err(e) => {
                     assert!(is_full(e), "{free} bytes free: {e:?}");
@@ -157,7 +159,7 @@ fn space_that_runs_out_at_any_point_loses_nothing() {
             std::fs::remove_dir_all(&dir).unwrap();
         }
         assert!(
-            refused > 5 && filled > 5,
+            refused > 2 && filled > 5,
             "refused {refused}, filled {filled}"
         );
     });
