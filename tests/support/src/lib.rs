@@ -9,6 +9,8 @@
     reason = "a panic is how a test reports a failure"
 )]
 
+#[cfg(feature = "sim")]
+pub mod fuzz;
 pub mod io_conformance;
 pub mod logs;
 pub mod promises;
