@@ -1,7 +1,7 @@
 //! Kills a process that appends, again and again, and checks what it was promised.
 //!
 //! ```text
-//! cargo run --release --example crash_demo [-- --backend tokio|compio|auto] [--rounds N]
+//! cargo run --release --example crash_demo [-- --backend auto|uring|compio|tokio] [--rounds N]
 //! ```
 //!
 //! A child process appends the project's own sources line by line and reports each acknowledged
@@ -84,7 +84,7 @@ impl Arguments {
                 "--rounds" => arguments.rounds = value()?.parse()?,
                 CHILD => arguments.child = Some((value()?.into(), value()?.into())),
                 other => {
-                    let known = "--backend auto|tokio|compio and --rounds N";
+                    let known = "--backend auto|uring|compio|tokio and --rounds N";
                     return Err(format!("unknown argument {other}; known are {known}").into());
                 }
             }

@@ -23,11 +23,17 @@ pub enum BackendKind {
     Tokio,
     /// The `compio` module.
     Compio,
+    /// The `uring` module.
+    Uring,
+    /// The `glommio` module.
+    Glommio,
 }
 
 impl BackendKind {
-    /// The backends that stand for themselves, best first.
-    pub const CONCRETE: [Self; 2] = [Self::Compio, Self::Tokio];
+    /// The backends that stand for themselves, best first. glommio stands behind tokio, which works
+    /// everywhere: its wakes from other threads wait for its own turns, so it is taken only when it
+    /// is asked for.
+    pub const CONCRETE: [Self; 4] = [Self::Uring, Self::Compio, Self::Tokio, Self::Glommio];
 
     /// The name in configurations.
     pub const fn name(self) -> &'static str {
@@ -35,15 +41,24 @@ impl BackendKind {
             Self::Auto => "auto",
             Self::Tokio => "tokio",
             Self::Compio => "compio",
+            Self::Uring => "uring",
+            Self::Glommio => "glommio",
         }
     }
 
     /// Whether this build contains it; [`Auto`](Self::Auto) needs at least one other.
     pub const fn is_compiled(self) -> bool {
         match self {
-            Self::Auto => cfg!(feature = "tokio") || cfg!(feature = "compio"),
+            Self::Auto => cfg!(any(
+                feature = "tokio",
+                feature = "compio",
+                feature = "glommio",
+                feature = "uring"
+            )),
             Self::Tokio => cfg!(feature = "tokio"),
             Self::Compio => cfg!(feature = "compio"),
+            Self::Uring => cfg!(feature = "uring"),
+            Self::Glommio => cfg!(feature = "glommio"),
         }
     }
 
@@ -54,6 +69,8 @@ impl BackendKind {
             Self::Auto => &Self::CONCRETE[..],
             Self::Tokio => &[Self::Tokio],
             Self::Compio => &[Self::Compio],
+            Self::Uring => &[Self::Uring],
+            Self::Glommio => &[Self::Glommio],
         };
         let mut passed_over = Vec::new();
         for &kind in candidates {
@@ -96,7 +113,13 @@ impl FromStr for BackendKind {
     type Err = UnknownBackend;
 
     fn from_str(name: &str) -> Result<Self, UnknownBackend> {
-        let known = [Self::Auto, Self::Compio, Self::Tokio];
+        let known = [
+            Self::Auto,
+            Self::Uring,
+            Self::Compio,
+            Self::Glommio,
+            Self::Tokio,
+        ];
         known
             .into_iter()
             .find(|kind| kind.name() == name && kind.is_compiled())
@@ -204,7 +227,7 @@ mod tests {
 
     #[test]
     fn names_round_trip_when_compiled_and_are_explained_otherwise() {
-        for kind in [BackendKind::Auto, BackendKind::Tokio, BackendKind::Compio] {
+        for kind in [BackendKind::Auto].into_iter().chain(BackendKind::CONCRETE) {
             match kind.name().parse::<BackendKind>() {
                 Ok(parsed) => {
                     assert!(kind.is_compiled());

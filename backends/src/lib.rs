@@ -5,6 +5,8 @@
 //! | --- | --- | --- | --- |
 //! | `tokio` | `tokio` (default) | `preadv2`/`pwritev2` on a small blocking pool | everywhere |
 //! | `compio` | `compio` | io_uring | where the kernel and its policy allow io_uring |
+//! | `uring` | `uring` | io_uring, with an event loop of our own | as `compio` |
+//! | `glommio` | `glommio` | io_uring by glommio | where the kernel and its policy allow io_uring |
 //! | `sim` | `sim` | a simulated disk in memory | in tests |
 //!
 //! A feature makes a type available and does nothing else. [`BackendKind`] turns a name from a
@@ -15,14 +17,23 @@ pub mod probe;
 
 #[cfg(feature = "compio")]
 pub mod compio;
+#[cfg(feature = "glommio")]
+pub mod glommio;
 #[cfg(feature = "sim")]
 pub mod sim;
 #[cfg(feature = "tokio")]
 pub mod tokio;
+#[cfg(feature = "uring")]
+pub mod uring;
 
 mod open;
 mod posix;
-#[cfg(any(feature = "compio", feature = "tokio"))]
+#[cfg(any(
+    feature = "compio",
+    feature = "glommio",
+    feature = "tokio",
+    feature = "uring"
+))]
 mod shard;
 
 pub use kind::{BackendKind, ResolveError, Resolved, UnknownBackend};

@@ -21,6 +21,10 @@ impl OpenStore for BackendKind {
             Self::Tokio => crate::tokio::TokioFactory::new().open(request).await,
             #[cfg(feature = "compio")]
             Self::Compio => crate::compio::CompioFactory::new().open(request).await,
+            #[cfg(feature = "uring")]
+            Self::Uring => crate::uring::UringFactory::new().open(request).await,
+            #[cfg(feature = "glommio")]
+            Self::Glommio => crate::glommio::GlommioFactory::new().open(request).await,
             // A resolved kind is compiled in and is never `Auto`.
             other => {
                 drop(request);

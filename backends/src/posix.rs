@@ -5,7 +5,12 @@
 //! [`pin_to_core`] wraps it to name the core.
 
 #![cfg_attr(
-    not(all(feature = "compio", feature = "tokio")),
+    not(all(
+        feature = "compio",
+        feature = "glommio",
+        feature = "tokio",
+        feature = "uring"
+    )),
     allow(dead_code, reason = "each backend uses its part")
 )]
 
@@ -13,7 +18,7 @@ use std::fmt;
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -43,6 +48,12 @@ pub(crate) struct PosixFile {
 impl AsFd for PosixFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for PosixFile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 }
 
@@ -87,6 +98,14 @@ impl PosixFile {
         rustix::fs::fcntl_setfl(&fd, flags.difference(OFlags::NONBLOCK))?;
         let alignment = if direct { direct_alignment(&fd)? } else { 1 };
         Ok(Self { fd, alignment })
+    }
+
+    /// The same file behind another descriptor, which must be of the same kind of access.
+    pub(crate) fn with_descriptor(self, fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            alignment: self.alignment,
+        }
     }
 
     /// See [`alluvium_core::io::IoFile::alignment`].
@@ -185,6 +204,12 @@ impl PosixFile {
             Err(Errno::WOULDBLOCK) => Ok(false),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// Gives a lock back before the last reference to the open file ends.
+    pub(crate) fn unlock(&self) {
+        // Closing does the same, later.
+        rustix::fs::flock(self, FlockOperation::Unlock).ok();
     }
 }
 

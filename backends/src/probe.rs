@@ -42,16 +42,31 @@ pub(crate) fn probe_kind(backend: BackendKind) -> ProbeResult {
         BackendKind::Compio => Some(run_shard(
             &crate::compio::CompioFactory::new().ring_entries(8),
         )),
+        #[cfg(feature = "uring")]
+        BackendKind::Uring => Some(run_shard(
+            &crate::uring::UringFactory::new().ring_entries(8),
+        )),
+        #[cfg(feature = "glommio")]
+        BackendKind::Glommio => Some(run_shard(
+            &crate::glommio::GlommioFactory::new().ring_entries(8),
+        )),
         _ => None,
     };
     let details = match backend {
-        BackendKind::Compio => io_uring_facts(),
+        BackendKind::Compio | BackendKind::Glommio | BackendKind::Uring => io_uring_facts(),
         BackendKind::Auto | BackendKind::Tokio => Vec::new(),
     };
     let (works, why) = match &outcome {
         None => (false, format!("not compiled in (feature `{backend}`)")),
         Some(Ok(())) => (true, "a shard ran".to_owned()),
-        Some(Err(e)) if backend == BackendKind::Compio => (false, explain_io_uring(e)),
+        Some(Err(e))
+            if matches!(
+                backend,
+                BackendKind::Compio | BackendKind::Glommio | BackendKind::Uring
+            ) =>
+        {
+            (false, explain_io_uring(e))
+        }
         Some(Err(e)) => (false, e.to_string()),
     };
     ProbeResult {
@@ -64,7 +79,12 @@ pub(crate) fn probe_kind(backend: BackendKind) -> ProbeResult {
 }
 
 /// Starts a shard and lets it go once round its event loop.
-#[cfg(any(feature = "tokio", feature = "compio"))]
+#[cfg(any(
+    feature = "tokio",
+    feature = "compio",
+    feature = "glommio",
+    feature = "uring"
+))]
 fn run_shard<F: alluvium_core::io::BackendFactory>(factory: &F) -> io::Result<()> {
     use alluvium_core::io::{IoBackend, LocalFuture, ShardSpec};
     use std::{rc::Rc, sync::mpsc, time::Duration};

@@ -16,11 +16,11 @@ use crate::target::Target;
     after_help = "Exit codes: 0 done (verify: clean), 1 damage was found, 2 could not run."
 )]
 pub(crate) struct Cli {
-    /// The store's directory
+    /// The store's directory; for `compare` the one to make temporary stores in
     #[arg(long, global = true, env = "ALLUVIUM_DIR", value_name = "DIR")]
     dir: Option<PathBuf>,
 
-    /// What the store runs on: auto, tokio or compio
+    /// What the store runs on: auto, uring, compio, tokio or glommio, as far as compiled in
     #[arg(long, global = true, env = "ALLUVIUM_BACKEND", default_value = "auto")]
     backend: BackendKind,
 
@@ -36,6 +36,17 @@ impl Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    #[command(flatten)]
+    OnOneThread(StoreCommand),
+    /// Measures the backends here against the disk itself, and the plain way
+    Compare(CompareArgs),
+    /// Loads a store for a while and watches memory, descriptors and pauses
+    Stress(StressArgs),
+}
+
+/// What is done with one store, on one thread.
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
     /// Tells which backends work here and what the file system offers, and why the rest does not
     Probe,
     /// Appends records from a file or standard input; creates store and partition when missing
@@ -225,4 +236,99 @@ pub(crate) struct RepairArgs {
     /// default beside it, `<DIR>.repair-<unix seconds>`
     #[arg(long, value_name = "DIR")]
     pub(crate) backup_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Workloads: W1 one producer; W2 64 producers, one partition; W3 256 producers, 16 partitions; W3k \
+1,000 of both; W4 batches of 64; W5 acknowledged when written; W6 reading from memory, W6c from \
+the disk; W7 opening after a crash; WT latency under half the load of W2 while a reader catches \
+up; WB round trips without work. One case of them: WB/64, W3k/100, W7/1024MiB.\n\n\
+Every figure is a median over the rounds, which take the contenders in turns.")]
+pub(crate) struct CompareArgs {
+    /// Backends to measure; all that work here when missing
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    pub(crate) backends: Vec<BackendKind>,
+
+    /// Workloads to run; all when missing
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    pub(crate) workloads: Vec<String>,
+
+    /// Also measure this
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) against: Vec<Against>,
+
+    /// Rounds [default: 5, with --quick 1]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: Option<u32>,
+
+    /// Measured seconds per workload, contender and round [default: 1, with --quick 0.25]
+    #[arg(long, value_parser = seconds)]
+    pub(crate) seconds: Option<f64>,
+
+    /// Less than a minute in total: one short round, little data, and W3k only when it is named
+    #[arg(long)]
+    pub(crate) quick: bool,
+
+    /// What W6, W6c and the reader of WT read [default: 256MiB, with --quick 32MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) read_size: Option<ByteSize>,
+
+    /// What the partition of W7 holds; a list [default: 256MiB, with --quick 32MiB]
+    #[arg(long, value_delimiter = ',', value_name = "SIZES")]
+    pub(crate) reopen_size: Vec<ByteSize>,
+
+    /// Write every figure of every round to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Write a page with the curves of the latencies to this file; it needs no other file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+
+    /// Measure on a file system in memory, where nothing is durable
+    #[arg(long)]
+    pub(crate) allow_tmpfs: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A new store below --dir takes durable appends of 1 KiB, rolls and recycles its segments, and is \
+removed in the end. An append of more than 10 ms is held against a second file that is written \
+durably meanwhile, and against a thread that only sleeps: what neither of them saw is our own.")]
+pub(crate) struct StressArgs {
+    /// How long
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) seconds: u64,
+
+    /// Tasks that append, each one record at a time
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) producers: u32,
+
+    /// Seconds between two lines
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub(crate) interval: u64,
+
+    /// Size of the segment files
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    pub(crate) segment_bytes: ByteSize,
+
+    /// What retention keeps
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub(crate) retention_bytes: ByteSize,
+}
+
+/// What stores can be measured against, beside the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Against {
+    /// One `tokio::fs` file per partition behind a mutex, a sync per append
+    Naive,
+}
+
+/// Seconds that make sense as a duration.
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(n) if n > 0.0 && n <= 3_600.0 => Ok(n),
+        _ => Err("seconds are a number above 0, up to 3600".to_owned()),
+    }
 }

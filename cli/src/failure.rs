@@ -40,6 +40,7 @@ pub(crate) enum Failure {
     },
     /// Standard output is gone or full.
     Output(io::Error),
+    Compare(alluvium_workloads::Error),
     Other(String),
 }
 
@@ -75,6 +76,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(e) => write_chain(f, e),
+            Self::Compare(e) => write_chain(f, e),
             Self::Io {
                 action,
                 path,
@@ -102,6 +104,12 @@ fn write_chain(f: &mut fmt::Formatter<'_>, error: &dyn std::error::Error) -> fmt
         cause = next.source();
     }
     Ok(())
+}
+
+impl From<alluvium_workloads::Error> for Failure {
+    fn from(error: alluvium_workloads::Error) -> Self {
+        Self::Compare(error)
+    }
 }
 
 impl From<alluvium::Error> for Failure {

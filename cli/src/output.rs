@@ -101,6 +101,18 @@ pub(crate) fn progress(bytes: Option<u64>) -> ProgressBar {
     }
 }
 
+/// A progress bar on standard error when that is a terminal, in steps with a message.
+pub(crate) fn steps() -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    match ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}, {eta} left") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

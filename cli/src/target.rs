@@ -33,6 +33,10 @@ impl Target {
         self.dir.as_deref()
     }
 
+    pub(crate) fn backend(&self) -> BackendKind {
+        self.backend
+    }
+
     /// The store, which most commands need.
     pub(crate) fn named(&self) -> Result<NamedStore, Failure> {
         match &self.dir {

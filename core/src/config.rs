@@ -48,8 +48,10 @@ pub struct StoreConfig {
     /// Bytes of batches that may be under way per shard before callers wait. At least one batch
     /// of the largest size must fit.
     pub mailbox_bytes_max: usize,
-    /// Bytes of recent batches kept in memory per shard for readers at the tail. Batches that are
-    /// not durable yet are kept in any case; they are bounded by `mailbox_bytes_max`.
+    /// Bytes of memory per shard for recent batches, which readers at the tail get without a
+    /// request to the shard. Its partitions have equal parts. What is counted is the memory that
+    /// is held (buffers in powers of two, some kilobytes per partition beside them). Batches that
+    /// are not written yet are kept in any case; they are bounded by `mailbox_bytes_max`.
     pub tail_cache_bytes_max: usize,
     /// Size of a segment file in bytes, a multiple of 4096.
     pub segment_bytes: u64,
@@ -85,8 +87,15 @@ pub struct StoreConfig {
     pub on_corruption: OnCorruption,
     /// Distance between entries of the sparse offset index, in bytes of log.
     pub index_interval_bytes: u32,
-    /// Unit of reads from a segment, in bytes.
+    /// Unit of reads from a segment, in bytes. A reader gets slices of such a unit: as long as it
+    /// keeps one batch, it keeps the memory of the whole.
     pub read_chunk_bytes: usize,
+    /// How many units a sequential reader has read ahead of it; 0 for none. Readers are sequential
+    /// that subscribe, or that take up where their last read from the disk ended.
+    pub read_ahead_chunks: usize,
+    /// Bytes that may be read ahead per shard, over all readers. A reader that finds no room reads
+    /// without. Beyond this, reads from the disk are bounded by `mailbox_requests_max`.
+    pub read_ahead_bytes_max: usize,
 }
 
 impl Default for StoreConfig {
@@ -99,7 +108,7 @@ impl Default for StoreConfig {
             segment_bytes: 64 << 20,
             writes_in_flight_max: 4,
             group_bytes_max: 1 << 20,
-            group_bytes_min: 256 << 10,
+            group_bytes_min: 8 << 10,
             preinitialise: true,
             initialise_ahead_bytes: 4 << 20,
             direct_io: true,
@@ -111,7 +120,9 @@ impl Default for StoreConfig {
             fence_timeout: Duration::from_secs(30),
             on_corruption: OnCorruption::Refuse,
             index_interval_bytes: 32 << 10,
-            read_chunk_bytes: 256 << 10,
+            read_chunk_bytes: 1 << 20,
+            read_ahead_chunks: 8,
+            read_ahead_bytes_max: 16 << 20,
         }
     }
 }
@@ -212,6 +223,13 @@ impl StoreConfig {
             &self.read_chunk_bytes,
             &4096,
             &(64 << 20),
+        )?;
+        range("read_ahead_chunks", &self.read_ahead_chunks, &0, &1024)?;
+        range(
+            "read_ahead_bytes_max",
+            &self.read_ahead_bytes_max,
+            &0,
+            &(1 << 31),
         )?;
         let millisecond = Duration::from_millis(1);
         let year = Duration::from_secs(366 * 86_400);

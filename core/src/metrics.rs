@@ -65,6 +65,10 @@ pub struct ShardStats {
     pub requests_under_way: usize,
     /// Bytes of batches under way now.
     pub bytes_under_way: usize,
+    /// Bytes that are read ahead of readers, or have been and wait for them.
+    pub read_ahead_bytes: usize,
+    /// Bytes of memory that the tail cache holds.
+    pub tail_cache_bytes: usize,
     /// Bytes of unused buffers that the shard keeps.
     pub idle_buffer_bytes: usize,
 }

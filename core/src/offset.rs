@@ -4,6 +4,8 @@
 //! `log start <= durable <= written <= log end` holds after every setter; a setter that would break
 //! it is a bug in the engine and panics the shard, which answers every waiter.
 
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
 /// What a partition holds now. All ends are exclusive.
 ///
 /// ```
@@ -94,9 +96,100 @@ impl Offsets {
     }
 }
 
+/// Offsets, and the epoch of the log that they belong to, for readers on any thread.
+///
+/// A sequence lock with one writer: the writer never waits, and a reader that met a change in the
+/// middle looks again. Everything is atomic, so what a reader throws away was no data race.
+#[derive(Debug)]
+pub(crate) struct SharedOffsets {
+    /// Odd while the writer is at it.
+    sequence: AtomicU64,
+    /// Epoch, log start, durable, written, log end.
+    words: [AtomicU64; 5],
+}
+
+/// How often a reader looks again before it gives up.
+const LOOKS: u32 = 100;
+
+impl SharedOffsets {
+    pub(crate) fn new(epoch: u64, offsets: Offsets) -> Self {
+        Self {
+            sequence: AtomicU64::new(0),
+            words: Self::words(epoch, offsets).map(AtomicU64::new),
+        }
+    }
+
+    fn words(epoch: u64, o: Offsets) -> [u64; 5] {
+        [epoch, o.log_start, o.durable, o.written, o.log_end]
+    }
+
+    /// Replaces what readers see. Only one thread may call this at a time.
+    pub(crate) fn store(&self, epoch: u64, offsets: Offsets) {
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        self.sequence
+            .store(sequence.wrapping_add(1), Ordering::Relaxed);
+        // The odd number is seen by whoever sees one of the words below.
+        fence(Ordering::Release);
+        for (word, value) in self.words.iter().zip(Self::words(epoch, offsets)) {
+            word.store(value, Ordering::Relaxed);
+        }
+        self.sequence
+            .store(sequence.wrapping_add(2), Ordering::Release);
+    }
+
+    /// The epoch and the offsets as they were together at one moment, and everything that the
+    /// writer did before it stored them; `None` when the writer stands in the middle of a change
+    /// for so long that it is not worth waiting for.
+    pub(crate) fn load(&self) -> Option<(u64, Offsets)> {
+        for _ in 0..LOOKS {
+            let before = self.sequence.load(Ordering::Acquire);
+            let [epoch, log_start, durable, written, log_end] = self
+                .words
+                .each_ref()
+                .map(|word| word.load(Ordering::Relaxed));
+            fence(Ordering::Acquire);
+            if before.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == before {
+                let offsets = Offsets {
+                    log_start,
+                    durable,
+                    written,
+                    log_end,
+                };
+                return Some((epoch, offsets));
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shared_offsets_are_never_torn() {
+        let shared = SharedOffsets::new(0, Offsets::new(0, 0));
+        let rounds = 200_000;
+        std::thread::scope(|threads| {
+            for _ in 0..2 {
+                threads.spawn(|| {
+                    let mut last = 0;
+                    while last < rounds {
+                        let Some((epoch, offsets)) = shared.load() else {
+                            continue;
+                        };
+                        assert_eq!(offsets, Offsets::new(epoch, epoch));
+                        assert!(epoch >= last, "what was seen once is not taken back");
+                        last = epoch;
+                    }
+                });
+            }
+            for n in 1..=rounds {
+                shared.store(n, Offsets::new(n, n));
+            }
+        });
+    }
 
     #[test]
     fn ends_move_forward_in_order() {

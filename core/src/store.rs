@@ -361,6 +361,7 @@ async fn open<F: BackendFactory>(
             read_only,
             mailbox: receiver.receiver,
             requests: receiver.requests,
+            read_ahead: receiver.read_ahead,
             bytes: receiver.bytes,
             ended,
         };

@@ -1,7 +1,7 @@
 //! Where a seccomp filter forbids io_uring, as container runtimes do: an error, an explanation,
 //! and the other backend; never a panic.
 
-#![cfg(all(feature = "compio", feature = "tokio"))]
+#![cfg(all(feature = "compio", feature = "tokio", feature = "uring"))]
 #![allow(
     clippy::unwrap_used,
     reason = "a panic is how a test reports a failure"
@@ -13,6 +13,7 @@ use std::thread;
 use alluvium_backends::compio::CompioFactory;
 use alluvium_backends::probe::probe;
 use alluvium_backends::tokio::TokioFactory;
+use alluvium_backends::uring::UringFactory;
 use alluvium_backends::{BackendKind, ResolveError};
 use alluvium_core::io::{BackendFactory, ShardSpec};
 use alluvium_testkit::io_conformance;
@@ -41,24 +42,27 @@ fn with_denied_io_uring(errno: u32, body: impl FnOnce() + Send + 'static) {
     denied.join().unwrap();
 }
 
+fn is_refused(factory: &impl BackendFactory, errno: u32) {
+    let spec = ShardSpec {
+        name: "denied".to_owned(),
+        core: None,
+    };
+    let (sender, receiver) = std::sync::mpsc::channel::<()>();
+    let main = move |_| -> alluvium_core::io::LocalFuture<()> {
+        Box::pin(async move { sender.send(()).unwrap() })
+    };
+    let e = factory.spawn_shard(spec, Box::new(main)).unwrap_err();
+    assert_eq!(e.raw_os_error(), Some(i32::try_from(errno).unwrap()), "{e}");
+    // What main captured is dropped, main never runs.
+    assert!(receiver.recv().is_err());
+}
+
 #[test]
 fn starting_a_shard_returns_the_kernels_error() {
     for errno in [EPERM, ENOMEM, ENOSYS] {
         with_denied_io_uring(errno, move || {
-            let spec = ShardSpec {
-                name: "denied".to_owned(),
-                core: None,
-            };
-            let (sender, receiver) = std::sync::mpsc::channel::<()>();
-            let main = move |_| -> alluvium_core::io::LocalFuture<()> {
-                Box::pin(async move { sender.send(()).unwrap() })
-            };
-            let e = CompioFactory::new()
-                .spawn_shard(spec, Box::new(main))
-                .unwrap_err();
-            assert_eq!(e.raw_os_error(), Some(i32::try_from(errno).unwrap()), "{e}");
-            // What main captured is dropped, main never runs.
-            assert!(receiver.recv().is_err());
+            is_refused(&CompioFactory::new(), errno);
+            is_refused(&UringFactory::new(), errno);
         });
     }
 }
@@ -78,16 +82,18 @@ fn the_probe_explains_and_auto_takes_the_other() {
                     .find(|result| result.backend == kind)
                     .unwrap()
             };
-            let compio = find(BackendKind::Compio);
-            assert!(compio.compiled && !compio.works);
-            assert!(compio.why.contains(word), "{}", compio.why);
+            for kind in [BackendKind::Compio, BackendKind::Uring] {
+                let denied = find(kind);
+                assert!(denied.compiled && !denied.works);
+                assert!(denied.why.contains(word), "{}", denied.why);
+                let e: ResolveError = kind.resolve().unwrap_err();
+                assert!(e.to_string().contains(word), "{e}");
+            }
             assert!(find(BackendKind::Tokio).works);
 
             let resolved = BackendKind::Auto.resolve().unwrap();
             assert_eq!(resolved.kind, BackendKind::Tokio);
             assert!(resolved.why.contains(word), "{}", resolved.why);
-            let e: ResolveError = BackendKind::Compio.resolve().unwrap_err();
-            assert!(e.to_string().contains(word), "{e}");
         });
     }
 }
@@ -98,4 +104,29 @@ fn tokio_needs_no_io_uring() {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         io_conformance::run(&TokioFactory::new(), dir.path());
     });
+}
+
+#[cfg(feature = "glommio")]
+#[test]
+fn glommio_gets_an_error_instead_of_a_panic() {
+    use alluvium_backends::glommio::GlommioFactory;
+    for (errno, word) in [
+        (EPERM, "seccomp"),
+        (ENOMEM, "RLIMIT_MEMLOCK"),
+        (ENOSYS, "no io_uring"),
+    ] {
+        with_denied_io_uring(errno, move || {
+            let spec = ShardSpec {
+                name: "denied".to_owned(),
+                core: None,
+            };
+            let main = |_| -> alluvium_core::io::LocalFuture<()> { Box::pin(async {}) };
+            let e = GlommioFactory::new()
+                .spawn_shard(spec, Box::new(main))
+                .unwrap_err();
+            assert_eq!(e.raw_os_error(), Some(i32::try_from(errno).unwrap()), "{e}");
+            let e = BackendKind::Glommio.resolve().unwrap_err();
+            assert!(e.to_string().contains(word), "{e}");
+        });
+    }
 }

@@ -67,16 +67,80 @@ mod compio {
     }
 }
 
-#[cfg(all(feature = "tokio", feature = "compio"))]
+#[cfg(feature = "uring")]
+mod uring {
+    use alluvium_backends::uring::UringFactory;
+    use alluvium_testkit::store_conformance::RealHost;
+
+    #[test]
+    fn on_disk() {
+        super::on_disk(&RealHost::new(UringFactory::new()));
+    }
+
+    #[test]
+    fn with_registered_memory() {
+        super::on_disk(&RealHost::new(
+            UringFactory::new().registered_bytes(8 << 20),
+        ));
+    }
+
+    #[test]
+    fn in_memory() {
+        super::in_memory(&RealHost::new(UringFactory::new()));
+    }
+}
+
+#[cfg(feature = "glommio")]
+mod glommio {
+    use alluvium_backends::glommio::GlommioFactory;
+    use alluvium_testkit::store_conformance::RealHost;
+
+    #[test]
+    fn on_disk() {
+        super::on_disk(&RealHost::new(GlommioFactory::new()));
+    }
+
+    #[test]
+    fn in_memory() {
+        super::in_memory(&RealHost::new(GlommioFactory::new()));
+    }
+}
+
+#[cfg(all(feature = "tokio", feature = "compio", feature = "uring"))]
 #[test]
 fn what_one_backend_wrote_the_other_reads() {
     use alluvium_backends::compio::CompioFactory;
+    use alluvium_backends::tokio::TokioFactory;
+    use alluvium_backends::uring::UringFactory;
+    use alluvium_testkit::store_conformance::RealHost;
+
+    let (a, b, c) = (
+        RealHost::new(TokioFactory::new()),
+        RealHost::new(CompioFactory::new()),
+        RealHost::new(UringFactory::new()),
+    );
+    for parent in [env!("CARGO_TARGET_TMPDIR"), "/dev/shm"] {
+        in_fresh_dir(Path::new(parent), |dir| {
+            store_conformance::run_across(&a, &b, dir);
+            store_conformance::run_across(&b, &a, dir);
+        });
+        in_fresh_dir(Path::new(parent), |dir| {
+            store_conformance::run_across(&a, &c, dir);
+            store_conformance::run_across(&c, &a, dir);
+        });
+    }
+}
+
+#[cfg(all(feature = "tokio", feature = "glommio"))]
+#[test]
+fn what_glommio_wrote_the_other_reads() {
+    use alluvium_backends::glommio::GlommioFactory;
     use alluvium_backends::tokio::TokioFactory;
     use alluvium_testkit::store_conformance::RealHost;
 
     let (a, b) = (
         RealHost::new(TokioFactory::new()),
-        RealHost::new(CompioFactory::new()),
+        RealHost::new(GlommioFactory::new()),
     );
     for parent in [env!("CARGO_TARGET_TMPDIR"), "/dev/shm"] {
         in_fresh_dir(Path::new(parent), |dir| {

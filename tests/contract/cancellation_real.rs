@@ -136,3 +136,22 @@ fn on_tokio() {
 fn on_compio() {
     under_load(&alluvium::backends::compio::CompioFactory::new());
 }
+
+#[cfg(feature = "uring")]
+#[test]
+fn on_uring() {
+    under_load(&alluvium::backends::uring::UringFactory::new());
+}
+
+#[cfg(feature = "uring")]
+#[test]
+fn on_uring_with_registered_memory() {
+    let factory = alluvium::backends::uring::UringFactory::new();
+    under_load(&factory.registered_bytes(4 << 20));
+}
+
+#[cfg(feature = "glommio")]
+#[test]
+fn on_glommio() {
+    under_load(&alluvium::backends::glommio::GlommioFactory::new());
+}

@@ -160,6 +160,12 @@ fn a_panic_of_a_shard_on_compio() {
     a_panic_of_a_real_shard(&alluvium::backends::compio::CompioFactory::new());
 }
 
+#[cfg(feature = "uring")]
+#[test]
+fn a_panic_of_a_shard_on_uring() {
+    a_panic_of_a_real_shard(&alluvium::backends::uring::UringFactory::new());
+}
+
 /// Keeps planted panics out of the output of the tests.
 fn quiet_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();

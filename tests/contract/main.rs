@@ -18,3 +18,4 @@ mod full_disk;
 mod inputs;
 mod machine;
 mod memory;
+mod reads;

@@ -1,47 +1,26 @@
-//! Runs the workloads W1..W6 and WB over the chosen contenders, interleaved round by round, and
-//! prints medians and ratios. One command makes every figure in the README again:
+//! Runs the workloads of `alluvium-workloads` over Alluvium, other projects' logs, the plain way
+//! and the disk itself, interleaved round by round, and prints medians and ratios:
 //!
 //! ```text
-//! cargo run --release -p alluvium-compare -- --rounds 5
+//! cargo run --release --manifest-path benches/compare/Cargo.toml --features peers -- --rounds 5
 //! ```
 //!
-//! A round runs every contender once, one after the other, so that drift of the machine hits all
-//! alike; ratios are taken within a round, and their median is reported.
-#![allow(clippy::print_stdout, reason = "a program that prints a table")]
+//! `alluvium compare` does the same without the other projects, for everybody.
 
-mod measure;
-mod naive;
-mod raw;
-mod store;
+#[cfg(feature = "_peer")]
+mod peers;
 
-use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufWriter;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use alluvium_workloads::{
+    Alluvium, Case, ChecksumScan, Contender, Driven, Naive, Plan, RawDisk, Session, Sizes, Stop,
+    SyscallCounter,
+};
 use clap::Parser;
-use measure::{Outcome, Summary};
-
-/// What is compared: a name and how to run one workload once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Contender {
-    Compio,
-    Tokio,
-    Naive,
-    Raw,
-}
-
-impl Contender {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Compio => "alluvium/compio",
-            Self::Tokio => "alluvium/tokio",
-            Self::Naive => "naive tokio::fs",
-            Self::Raw => "raw disk",
-        }
-    }
-}
-
-/// Workloads by the names that the documentation uses.
-const WORKLOADS: [&str; 8] = ["W1", "W2", "W3", "W4", "W5", "W6", "WB", "WB1"];
+use comfy_table::{CellAlignment, Table, presets};
 
 #[derive(Debug, Parser)]
 #[command(about, long_about = None)]
@@ -56,80 +35,90 @@ struct Arguments {
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
     /// Workloads to run.
-    #[arg(long, value_delimiter = ',', default_values_t = WORKLOADS.map(String::from))]
+    #[arg(long, value_delimiter = ',', default_values_t = ["W1", "W2", "W3", "W4", "W5", "W6"].map(String::from))]
     workloads: Vec<String>,
-    /// Contenders to leave out: compio, tokio, naive, raw.
+    /// Only contenders whose name contains one of these.
     #[arg(long, value_delimiter = ',')]
-    without: Vec<String>,
+    only: Vec<String>,
+    /// MiB that W6, W6c and WT read.
+    #[arg(long, default_value_t = 256)]
+    read_mib: u64,
+    /// MiB that the partition of W7 holds; a list.
+    #[arg(long, value_delimiter = ',', default_values_t = [256])]
+    reopen_mib: Vec<u64>,
+    /// Write all figures to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
 }
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> Result<(), AnyError> {
     let arguments = Arguments::parse();
+    // Before any other thread, so that it counts them all.
+    let syscalls = SyscallCounter::open();
     std::fs::create_dir_all(&arguments.dir)?;
+    let dir = arguments.dir.canonicalize()?;
+    let session = Session::create(&dir, Stop::default(), syscalls)?;
+    // SAFETY: this is the only thread of the process so far.
+    unsafe { std::env::set_var("WALRUS_DATA_DIR", session.dir()) };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let all = [
-        Contender::Compio,
-        Contender::Tokio,
-        Contender::Naive,
-        Contender::Raw,
-    ];
-    let left_out = |c: &Contender| {
-        arguments
-            .without
-            .iter()
-            .any(|w| c.name().contains(w.as_str()))
+    let sizes = Sizes {
+        read_bytes: arguments.read_mib << 20,
+        reopen_bytes: arguments.reopen_mib.iter().map(|mib| mib << 20).collect(),
+        ..Sizes::default()
     };
-    let contenders: Vec<_> = all.into_iter().filter(|c| !left_out(c)).collect();
-    for workload in &arguments.workloads {
-        let mut results: BTreeMap<Contender, Vec<Outcome>> = BTreeMap::new();
-        for _ in 0..arguments.rounds {
-            for &contender in &contenders {
-                let dir = tempfile::tempdir_in(&arguments.dir)?;
-                let run = measure::Run {
-                    dir: dir.path().into(),
-                    seconds: arguments.seconds,
-                };
-                let outcome = match contender {
-                    Contender::Compio => runtime.block_on(store::run("compio", workload, &run))?,
-                    Contender::Tokio => runtime.block_on(store::run("tokio", workload, &run))?,
-                    Contender::Naive => runtime.block_on(naive::run(workload, &run))?,
-                    Contender::Raw => raw::run(workload, &run)?,
-                };
-                if let Some(outcome) = outcome {
-                    results.entry(contender).or_default().push(outcome);
-                }
-            }
+    let mut cases = Vec::new();
+    for name in &arguments.workloads {
+        cases.extend(Case::parse(name, &sizes.reopen_bytes)?);
+    }
+    let plan = Plan {
+        cases,
+        rounds: arguments.rounds,
+        duration: Duration::try_from_secs_f64(arguments.seconds)?,
+        sizes,
+    };
+    let mut contenders = contenders(&session)?;
+    contenders.retain(|c| {
+        let named = |part: &String| c.name().contains(part.as_str());
+        arguments.only.is_empty() || arguments.only.iter().any(named)
+    });
+    println!("{}", session.machine().describe());
+    let report = runtime.block_on(session.run(&plan, &contenders, &mut |_| {}))?;
+    session.close()?;
+    if let Some(path) = &arguments.json {
+        serde_json::to_writer_pretty(BufWriter::new(File::create(path)?), &report)?;
+    }
+    if let Some(why) = &report.syscalls_refused {
+        println!("system calls are not counted: {why}");
+    }
+    for table in report.tables() {
+        println!("\n{}", table.title);
+        let mut drawn = Table::new();
+        drawn.load_preset(presets::NOTHING).set_header(table.header);
+        drawn.add_rows(table.rows);
+        for column in drawn.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
         }
-        print_table(workload, &results);
+        println!("{drawn}");
+        for note in table.notes {
+            println!("{note}");
+        }
     }
     Ok(())
 }
 
-fn print_table(workload: &str, results: &BTreeMap<Contender, Vec<Outcome>>) {
-    println!("\n{workload}: {}", measure::describe(workload));
-    println!(
-        "{:<18} {:>12} {:>10} {:>9} {:>9} {:>9} {:>9} {:>10}",
-        "", "ops/s", "MiB/s", "p50 us", "p99 us", "p99.9 us", "cpu us/op", "vs naive"
-    );
-    let naive = results.get(&Contender::Naive);
-    for (contender, outcomes) in results {
-        let Summary {
-            ops,
-            mib,
-            p50,
-            p99,
-            p999,
-            cpu,
-        } = measure::summarize(outcomes);
-        let ratio = naive.map(|naive| measure::median_ratio(outcomes, naive));
-        let ratio = ratio.map_or_else(String::new, |r| format!("{r:.2}x"));
-        println!(
-            "{:<18} {ops:>12.0} {mib:>10.1} {p50:>9.1} {p99:>9.1} {p999:>9.1} {cpu:>9.2} {ratio:>10}",
-            contender.name()
-        );
+fn contenders(session: &Session) -> Result<Vec<Box<dyn Contender>>, AnyError> {
+    let mut all: Vec<Box<dyn Contender>> = Vec::new();
+    for store in Alluvium::all() {
+        all.push(Box::new(Driven(store)));
     }
+    #[cfg(feature = "_peer")]
+    all.extend(peers::all());
+    all.push(Box::new(Driven(Naive)));
+    all.push(Box::new(RawDisk::new(session.dir())?));
+    all.push(Box::new(ChecksumScan));
+    Ok(all)
 }

@@ -73,5 +73,5 @@ fn partitions_and_inputs_that_are_not_there_are_named() {
 fn unknown_backends_are_explained() {
     let scene = Scene::new();
     let ran = scene.run(&["verify", "--backend", "tokyo"]).expect(2);
-    ran.complains("backend `tokyo` is unknown; allowed: auto, compio, tokio");
+    ran.complains("backend `tokyo` is unknown; allowed: auto, uring, compio, tokio");
 }

@@ -252,6 +252,7 @@ fn probe_tells_backends_and_the_file_system_of_the_nearest_directory() {
     let ran = scene.run(&["probe"]).expect(0);
     ran.says("tokio")
         .says("compio")
+        .says("uring")
         .says("auto takes")
         .says("does not exist; looking at");
     assert!(!scene.store().exists(), "probing creates nothing");

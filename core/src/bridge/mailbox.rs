@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, TryAcquireError, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
 
 use crate::config::StoreConfig;
 use crate::error::{Error, Result};
@@ -18,6 +18,11 @@ pub(crate) struct Mailbox {
     sender: mpsc::UnboundedSender<Command>,
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    /// In bytes.
+    read_ahead: Arc<Semaphore>,
+    /// How many pieces a sequential reader may have ahead of it.
+    read_ahead_chunks: usize,
+    read_chunk_bytes: usize,
     /// Set by `close`: tells an orderly end from the death of the shard.
     closing: Arc<AtomicBool>,
 }
@@ -28,6 +33,7 @@ pub(crate) struct MailboxReceiver {
     pub(crate) receiver: mpsc::UnboundedReceiver<Command>,
     pub(crate) requests: Arc<Semaphore>,
     pub(crate) bytes: Arc<Semaphore>,
+    pub(crate) read_ahead: Arc<Semaphore>,
 }
 
 impl Mailbox {
@@ -36,11 +42,15 @@ impl Mailbox {
         let (sender, receiver) = mpsc::unbounded_channel();
         let requests = Arc::new(Semaphore::new(config.mailbox_requests_max));
         let bytes = Arc::new(Semaphore::new(config.mailbox_bytes_max));
+        let read_ahead = Arc::new(Semaphore::new(config.read_ahead_bytes_max));
         let mailbox = Self {
             shard,
             sender,
             requests: Arc::clone(&requests),
             bytes: Arc::clone(&bytes),
+            read_ahead: Arc::clone(&read_ahead),
+            read_ahead_chunks: config.read_ahead_chunks,
+            read_chunk_bytes: config.read_chunk_bytes,
             closing: Arc::default(),
         };
         (
@@ -49,6 +59,7 @@ impl Mailbox {
                 receiver,
                 requests,
                 bytes,
+                read_ahead,
             },
         )
     }
@@ -71,6 +82,15 @@ impl Mailbox {
         })
     }
 
+    /// For those who need no room: hears that the store is closed or the shard gone, and lets the
+    /// caller's other tasks have their turn where the runtime counts steps. Never waits for room.
+    pub(crate) async fn pass(&self) -> Result<()> {
+        match self.requests.acquire_many(0).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.gone()),
+        }
+    }
+
     /// Room for a request, now or not at all.
     pub(crate) fn try_reserve(&self, bytes: usize) -> Result<Permit> {
         let refused = |what| {
@@ -90,6 +110,27 @@ impl Mailbox {
             _request: Some(request),
             _bytes: Some(bytes),
         })
+    }
+
+    /// Room for a request that reads `bytes` ahead, now or not at all; the second permit is for
+    /// the memory.
+    pub(crate) fn try_ahead(&self, bytes: u64) -> Option<(Permit, OwnedSemaphorePermit)> {
+        if self.read_ahead_chunks == 0 {
+            return None;
+        }
+        let bytes = u32::try_from(bytes).ok()?;
+        let memory = Arc::clone(&self.read_ahead).try_acquire_many_owned(bytes);
+        Some((self.try_reserve(0).ok()?, memory.ok()?))
+    }
+
+    /// How many pieces a sequential reader may have ahead of it.
+    pub(crate) fn read_ahead_chunks(&self) -> usize {
+        self.read_ahead_chunks
+    }
+
+    /// Unit of reads from a segment.
+    pub(crate) fn read_chunk_bytes(&self) -> u64 {
+        self.read_chunk_bytes as u64
     }
 
     /// Puts a command into the mailbox; never waits. A store that is closing takes none.

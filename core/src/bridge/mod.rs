@@ -2,7 +2,8 @@
 //!
 //! A request crosses to its shard through one unbounded channel whose load is bounded by two
 //! semaphores, in requests and in bytes; permits come back when the memory of the request is free
-//! again. The answer is a one-shot. Nothing else is shared.
+//! again. The answer is a one-shot. Beside that, readers look at what a partition publishes of its
+//! tail; see `partition::tail`.
 //!
 //! Everything here is runtime-neutral: the futures may be polled by any executor.
 
@@ -10,6 +11,7 @@ mod blocking;
 mod mailbox;
 mod partition;
 mod pending;
+mod reading;
 mod subscription;
 
 pub use blocking::{BlockingPool, PoolError, SpawnThread};

@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::pending::{AppendOptions, PendingAppend, TryAppendError};
+use super::reading::{self, Places};
 use super::{Mailbox, Subscription};
 use crate::error::{Error, Result};
 use crate::format::{Batch, BatchKind};
 use crate::offset::Offsets;
 use crate::partition::{
-    Ack, AppendRequest, Appended, Change, Fetched, InspectRequest, Inspection, PartitionInfo,
-    Permit, ReadLimits, Replies, Reply, Request, Visibility,
+    Ack, AppendRequest, Appended, Change, Fetched, InspectRequest, Inspection, Located,
+    PartitionInfo, Permit, RawPiece, ReadLimits, Reading, Replies, Reply, Request, Tail,
+    Visibility, Wanted,
 };
 use crate::recovery::PartitionReport;
-use crate::shard::{Adopted, Command, Reading};
+use crate::shard::{Adopted, Command};
 
 /// A partition of an open store. Cheap to clone, usable from any thread.
 ///
@@ -31,7 +33,11 @@ struct Inner {
     id: u64,
     incarnation: u32,
     mailbox: Mailbox,
+    /// To wait for offsets; they are read from the tail.
     offsets: watch::Receiver<Offsets>,
+    tail: Arc<Tail>,
+    /// Where readers through this handle and its clones stand.
+    places: Places,
     batch_bytes_max: usize,
 }
 
@@ -43,6 +49,8 @@ impl Partition {
                 incarnation: adopted.incarnation,
                 mailbox,
                 offsets: adopted.offsets.clone(),
+                tail: Arc::clone(&adopted.tail),
+                places: Places::default(),
                 batch_bytes_max: adopted.batch_bytes_max,
             }),
         }
@@ -214,10 +222,42 @@ impl Partition {
     /// Returns at least one record when there is one, and nothing (not an error) at the end of what
     /// may be seen. Offsets that were skipped after a crash are passed over.
     ///
+    /// Recent records come from memory: without a request to the shard and without waiting.
+    /// Older ones come from the disk, in units of `read_chunk_bytes`; a read that takes up where
+    /// an earlier one through this handle or a clone of it ended finds what was read ahead. Every
+    /// checksum is verified on the thread that polls this future, which for a large
+    /// [`bytes_max`](ReadLimits::bytes_max) takes its time. Batches are slices of the buffers that
+    /// were written or read: keeping one keeps its buffer.
+    ///
+    /// # Cancellation
+    /// Dropping the future loses nothing but what was read ahead.
+    ///
     /// # Errors
     /// [`Error::OutOfRange`] with the range that can be read; [`Error::Corrupt`] with the place of
     /// the damage and the offset behind it.
     pub async fn read(
+        &self,
+        from: u64,
+        limits: ReadLimits,
+        visibility: Visibility,
+    ) -> Result<Fetched> {
+        self.read_at(&self.inner.places, from, limits, visibility)
+            .await
+    }
+
+    /// A read by one who keeps places of its own.
+    pub(super) async fn read_at(
+        &self,
+        places: &Places,
+        from: u64,
+        limits: ReadLimits,
+        visibility: Visibility,
+    ) -> Result<Fetched> {
+        reading::read(self, places, from, limits, visibility).await
+    }
+
+    /// A read of which the shard does every step.
+    pub(super) async fn read_on_shard(
         &self,
         from: u64,
         limits: ReadLimits,
@@ -229,6 +269,7 @@ impl Partition {
             from,
             limits,
             visibility,
+            sequential: false,
         };
         let ask = |reply| Command::Read {
             id,
@@ -240,7 +281,71 @@ impl Partition {
         self.inner.mailbox.ask(ask).await
     }
 
-    /// The durable records from `from` on, as a stream that waits at the end for more.
+    /// Asks the shard where an offset lies, and waits for the answer.
+    pub(super) async fn locate_now(&self, reading: Reading) -> Result<Located> {
+        let mut reading = reading;
+        let mailbox = &self.inner.mailbox;
+        let room = reading
+            .sequential
+            .then(|| mailbox.try_ahead(mailbox.read_chunk_bytes()))
+            .flatten();
+        // Without room for what is read beyond this read, nothing is.
+        reading.sequential = room.is_some();
+        let (permit, ahead) = match room {
+            Some((permit, ahead)) => (permit, Some(ahead)),
+            None => (mailbox.reserve(0).await?, None),
+        };
+        mailbox
+            .ask(|reply| self.locate(reading, reply, permit, ahead))
+            .await
+    }
+
+    pub(super) fn locate(
+        &self,
+        reading: Reading,
+        reply: Reply<Located>,
+        permit: Permit,
+        ahead: Option<OwnedSemaphorePermit>,
+    ) -> Command {
+        let (id, incarnation) = (self.inner.id, self.inner.incarnation);
+        Command::Locate {
+            id,
+            incarnation,
+            reading,
+            reply,
+            permit,
+            ahead,
+        }
+    }
+
+    pub(super) fn piece(
+        &self,
+        wanted: Wanted,
+        reply: Reply<Option<RawPiece>>,
+        permit: Permit,
+        ahead: Option<OwnedSemaphorePermit>,
+    ) -> Command {
+        let (id, incarnation) = (self.inner.id, self.inner.incarnation);
+        Command::Piece {
+            id,
+            incarnation,
+            wanted,
+            reply,
+            permit,
+            ahead,
+        }
+    }
+
+    pub(super) fn mailbox(&self) -> &Mailbox {
+        &self.inner.mailbox
+    }
+
+    pub(super) fn tail(&self) -> &Tail {
+        &self.inner.tail
+    }
+
+    /// The durable records from `from` on, as a stream that waits at the end for more. It reads
+    /// ahead as long as it has not come to the records that are in memory.
     pub fn subscribe(&self, from: u64) -> Subscription {
         Subscription::new(self.clone(), from, ReadLimits::default())
     }
@@ -263,10 +368,13 @@ impl Partition {
         }
     }
 
-    /// Where the log starts, is durable, is written and ends, as last published. Does not cross
-    /// threads.
+    /// Where the log starts, is durable, is written and ends. Does not cross threads.
+    ///
+    /// They never lag behind an acknowledgement of any level: after an append with
+    /// [`Ack::Accepted`] the log end is beyond it.
     pub fn offsets(&self) -> Offsets {
-        *self.inner.offsets.borrow()
+        let shared = self.inner.tail.offsets();
+        shared.unwrap_or_else(|| *self.inner.offsets.borrow())
     }
 
     /// Makes everything appended before it durable; returns the offset below which that holds.

@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
 use tokio::sync::watch;
 
 use super::Partition;
+use super::reading::Places;
 use crate::error::{Error, Result};
 use crate::offset::Offsets;
 use crate::partition::{Fetched, ReadLimits, Visibility};
@@ -22,6 +24,8 @@ pub struct Subscription {
     offsets: watch::Receiver<Offsets>,
     next: u64,
     limits: ReadLimits,
+    /// Where it stands, with what is read ahead for it.
+    places: Arc<Places>,
     fetching: Option<Fetching>,
 }
 
@@ -35,6 +39,7 @@ impl Subscription {
             offsets,
             next,
             limits,
+            places: Arc::new(Places::sequential()),
             fetching: None,
         }
     }
@@ -48,11 +53,13 @@ impl Subscription {
     pub fn seek(&mut self, offset: u64) {
         self.next = offset;
         self.fetching = None;
+        self.places.clear();
     }
 
     fn fetch(&self) -> Fetching {
         let (partition, mut offsets) = (self.partition.clone(), self.offsets.clone());
         let (mut from, limits) = (self.next, self.limits);
+        let places = Arc::clone(&self.places);
         Box::pin(async move {
             loop {
                 // A log that was truncated below `from` is answered by the read, with its range.
@@ -60,7 +67,9 @@ impl Subscription {
                 if offsets.wait_for(moved).await.is_err() {
                     return Err(Error::Closed);
                 }
-                let fetched = partition.read(from, limits, Visibility::Durable).await?;
+                let fetched = partition
+                    .read_at(&places, from, limits, Visibility::Durable)
+                    .await?;
                 if !fetched.is_empty() {
                     return Ok(fetched);
                 }

@@ -1,11 +1,13 @@
 //! From records to a finished batch.
 //!
-//! The body is encoded and checksummed once, by the caller, into memory that direct I/O accepts.
-//! The log later only fills in the header in front of it ([`Batch::place`]).
+//! The body is encoded and checksummed once, by the caller. A large batch lies in memory that direct
+//! I/O accepts and is written from there; a small one is copied into its write group anyway. The
+//! log later only fills in the header in front of it ([`Batch::place`]).
 
 use bytes::Bytes;
 
 use super::batch::{BatchHeader, BatchKind, NO_PRODUCER, durable_lag, flags};
+use super::buffer::BatchBuf;
 use super::codec::{Put, VARINT_LEN_MAX, checksum, varint_len, zigzag};
 use super::control::Control;
 use super::error::EncodeError;
@@ -27,7 +29,7 @@ use crate::io::AlignedBuf;
 #[derive(Debug)]
 pub struct BatchBuilder {
     /// Room for the header, then the records so far.
-    buf: AlignedBuf,
+    buf: BatchBuf,
     record_count: u32,
     stamps: Stamps,
     origin: Origin,
@@ -69,7 +71,7 @@ impl BatchBuilder {
 
     /// An empty builder with room for `bytes` of encoded records.
     pub fn with_capacity(bytes: usize) -> Self {
-        Self::in_buf(AlignedBuf::with_capacity(
+        Self::new_in(BatchBuf::with_capacity(
             bytes.saturating_add(BATCH_HEADER_LEN),
         ))
     }
@@ -78,7 +80,12 @@ impl BatchBuilder {
     /// held is forgotten.
     pub fn in_buf(mut buf: AlignedBuf) -> Self {
         buf.clear();
-        buf.resize(BATCH_HEADER_LEN);
+        Self::new_in(BatchBuf::Aligned(buf))
+    }
+
+    /// Starts in an empty buffer.
+    fn new_in(mut buf: BatchBuf) -> Self {
+        buf.extend_from_slice(&[0; BATCH_HEADER_LEN]);
         Self {
             buf,
             record_count: 0,
@@ -101,6 +108,11 @@ impl BatchBuilder {
     /// unchanged.
     pub fn push_value(&mut self, value: &[u8]) -> Result<(), EncodeError> {
         self.push_parts(None, None, value, &[])
+    }
+
+    /// Makes room for `bytes` more of encoded records.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.buf.reserve(bytes);
     }
 
     /// Bytes that header and records take so far.
@@ -314,7 +326,7 @@ pub struct Placement {
 /// ```
 #[derive(Debug)]
 pub struct Batch {
-    buf: AlignedBuf,
+    buf: BatchBuf,
     kind: BatchKind,
     record_count: u32,
     body_len: u32,
@@ -366,7 +378,17 @@ impl Batch {
         I: IntoIterator,
         I::Item: AsRef<[u8]>,
     {
+        let mut values = values.into_iter();
         let mut builder = BatchBuilder::new();
+        if let Some(first) = values.next() {
+            builder.push_value(first.as_ref())?;
+            // Most batches are of records alike: then this is the only growth.
+            let each = builder.len_bytes() - BATCH_HEADER_LEN;
+            builder.reserve(
+                each.saturating_mul(values.size_hint().0)
+                    .min(BATCH_BODY_LEN_MAX),
+            );
+        }
         for value in values {
             builder.push_value(value.as_ref())?;
         }
@@ -409,7 +431,7 @@ impl Batch {
 
     /// The body.
     pub fn body(&self) -> &[u8] {
-        &self.buf[BATCH_HEADER_LEN..]
+        &self.buf.as_slice()[BATCH_HEADER_LEN..]
     }
 
     /// The header that the batch has at `placement`.
@@ -449,7 +471,8 @@ impl Batch {
     /// Writes the header for this place in front of the body and returns its checksum, for the
     /// next batch to carry. A batch may be placed again; the last placement counts.
     pub fn place(&mut self, placement: &Placement) -> u32 {
-        self.header_at(placement).encode_into(&mut self.buf)
+        let header = self.header_at(placement);
+        header.encode_into(self.buf.as_mut_slice())
     }
 
     /// The newest timestamp of the batch when the log stamps it with `append_time_ms`.
@@ -460,28 +483,35 @@ impl Batch {
 
     /// Header and body. Before [`place`](Self::place) the header is zero.
     pub fn bytes(&self) -> &[u8] {
-        &self.buf
+        self.buf.as_slice()
     }
 
-    /// Header and body as the buffer that they lie in.
+    /// Whether header and body lie in memory that direct I/O accepts: then
+    /// [`into_buf`](Self::into_buf) copies nothing.
+    pub fn is_aligned(&self) -> bool {
+        matches!(self.buf, BatchBuf::Aligned(_))
+    }
+
+    /// Header and body in memory that direct I/O accepts. Large batches lie there already; small
+    /// ones are copied.
     pub fn into_buf(self) -> AlignedBuf {
-        self.buf
+        self.buf.into_aligned()
     }
 
-    fn with_body(bytes: &[u8]) -> AlignedBuf {
-        let mut buf = AlignedBuf::with_capacity(BATCH_HEADER_LEN + bytes.len());
-        buf.resize(BATCH_HEADER_LEN);
+    fn with_body(bytes: &[u8]) -> BatchBuf {
+        let mut buf = BatchBuf::with_capacity(BATCH_HEADER_LEN + bytes.len());
+        buf.extend_from_slice(&[0; BATCH_HEADER_LEN]);
         buf.extend_from_slice(bytes);
         buf
     }
 
     fn close(
-        buf: AlignedBuf,
+        buf: BatchBuf,
         kind: BatchKind,
         record_count: u32,
         timestamps: Option<(i64, u32)>,
     ) -> Self {
-        let body = &buf[BATCH_HEADER_LEN..];
+        let body = &buf.as_slice()[BATCH_HEADER_LEN..];
         let body_crc = checksum(body);
         // Every way here checked the length against BATCH_BODY_LEN_MAX, which fits.
         let body_len = u32::try_from(body.len()).unwrap_or(u32::MAX);

@@ -4,6 +4,7 @@
 #![doc = include_str!("FORMAT.md")]
 
 mod batch;
+mod buffer;
 mod codec;
 mod control;
 mod decode;

@@ -18,11 +18,13 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::arena::Arena;
 use super::buf::AlignedBuf;
 
 /// A boxed future that stays on its thread.
@@ -174,6 +176,12 @@ pub trait IoBackend: 'static {
 
     /// What works here.
     fn capabilities(&self) -> Capabilities;
+
+    /// Memory that transfers are cheaper from: the engine carves its buffers from it while there is
+    /// room. `None`, the default, where all memory is alike.
+    fn arena(&self) -> Option<Arc<Arena>> {
+        None
+    }
 
     /// Opens a regular file. `ENOENT`, `EEXIST`, `EACCES`, `EISDIR`, `ELOOP` and the like are
     /// returned as the kernel gives them. Something that is not a regular file is `EINVAL` or the

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use super::arena::Arena;
+
 /// Alignment of every buffer's address and capacity, in bytes: enough for any device's direct I/O.
 pub const BUFFER_ALIGNMENT: usize = 4096;
 
@@ -31,8 +33,18 @@ pub const BUFFER_ALIGNMENT: usize = 4096;
 pub struct AlignedBuf {
     ptr: NonNull<u8>,
     len: usize,
+    /// Bytes from the start that have been written since the memory was allocated; never below
+    /// `len`. Memory is not zeroed in advance: most of it is overwritten anyway.
+    initialised: usize,
     capacity: usize,
-    pool: Option<Arc<PoolInner>>,
+    home: Home,
+}
+
+/// Where the memory of a buffer goes when it is dropped.
+enum Home {
+    Allocator,
+    Pool(Arc<PoolInner>),
+    Arena(Arc<Arena>),
 }
 
 // SAFETY: the memory is owned exclusively by this value; nothing in it is tied to a thread.
@@ -43,9 +55,8 @@ unsafe impl Sync for AlignedBuf {}
 impl AlignedBuf {
     /// A buffer that can hold at least `capacity` bytes, rounded up to [`BUFFER_ALIGNMENT`].
     ///
-    /// The memory is zeroed, so that no stale byte can reach a disk or a reader. Aborts like every
-    /// allocation of the standard library when memory is exhausted; sizes that come from a disk go
-    /// through [`try_with_capacity`](Self::try_with_capacity).
+    /// Aborts like every allocation of the standard library when memory is exhausted; sizes that
+    /// come from a disk go through [`try_with_capacity`](Self::try_with_capacity).
     pub fn with_capacity(capacity: usize) -> Self {
         match Self::try_with_capacity(capacity) {
             Some(buf) => buf,
@@ -57,16 +68,31 @@ impl AlignedBuf {
     pub fn try_with_capacity(capacity: usize) -> Option<Self> {
         let layout = Self::layout(capacity)?;
         // SAFETY: the layout's size is at least BUFFER_ALIGNMENT, never zero.
-        let raw = unsafe { alloc::alloc_zeroed(layout) };
+        let raw = unsafe { alloc::alloc(layout) };
         Some(Self {
             ptr: NonNull::new(raw)?,
             len: 0,
+            initialised: 0,
             capacity: layout.size(),
-            pool: None,
+            home: Home::Allocator,
         })
     }
 
-    fn layout(capacity: usize) -> Option<Layout> {
+    /// A buffer of `capacity` bytes at `ptr`, a place of `arena`.
+    ///
+    /// # Safety
+    /// The bytes are initialised and nobody else's until the buffer has given them back.
+    pub(super) unsafe fn in_arena(ptr: NonNull<u8>, capacity: usize, arena: Arc<Arena>) -> Self {
+        Self {
+            ptr,
+            len: 0,
+            initialised: capacity,
+            capacity,
+            home: Home::Arena(arena),
+        }
+    }
+
+    pub(super) fn layout(capacity: usize) -> Option<Layout> {
         let size = capacity.max(1).checked_next_multiple_of(BUFFER_ALIGNMENT)?;
         Layout::from_size_align(size, BUFFER_ALIGNMENT).ok()
     }
@@ -94,10 +120,31 @@ impl AlignedBuf {
     /// Appends `bytes`, growing (by a copy) when they do not fit.
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
         self.reserve(bytes.len());
-        let (at, end) = (self.len, self.len + bytes.len());
-        self.spare_capacity_mut()[..bytes.len()].copy_from_slice(bytes);
-        debug_assert_eq!(at + bytes.len(), end);
-        self.len = end;
+        // SAFETY: `reserve` made room for `bytes.len()` bytes behind `len` in this allocation, and
+        // `bytes` is borrowed from elsewhere: `self` is borrowed mutably.
+        unsafe {
+            let end = self.ptr.as_ptr().add(self.len);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), end, bytes.len());
+        }
+        self.grow_to(self.len + bytes.len());
+    }
+
+    /// The first `len` bytes have been written: they are the content now.
+    fn grow_to(&mut self, len: usize) {
+        self.len = len;
+        self.initialised = self.initialised.max(len);
+    }
+
+    /// Zeroes what was never written up to `end`, which lies within the capacity.
+    fn initialise_to(&mut self, end: usize) {
+        if let Some(never_written) = end.checked_sub(self.initialised) {
+            // SAFETY: `initialised <= end <= capacity`, all within this allocation.
+            unsafe {
+                let from = self.ptr.as_ptr().add(self.initialised);
+                from.write_bytes(0, never_written);
+            }
+            self.initialised = end;
+        }
     }
 
     /// Appends zeros until the length is a multiple of `alignment` (a power of two).
@@ -110,10 +157,13 @@ impl AlignedBuf {
     pub fn resize(&mut self, len: usize) {
         if len > self.len {
             self.reserve(len - self.len);
-            let more = len - self.len;
-            self.spare_capacity_mut()[..more].fill(0);
+            // SAFETY: `reserve` made room for all of `[self.len, len)` in this allocation.
+            unsafe {
+                let end = self.ptr.as_ptr().add(self.len);
+                end.write_bytes(0, len - self.len);
+            }
         }
-        self.len = len;
+        self.grow_to(len);
     }
 
     /// Makes room for `additional` bytes beyond the length, at least doubling when it must grow.
@@ -132,8 +182,9 @@ impl AlignedBuf {
 
     /// The bytes between length and capacity. They are initialised (zero or older content).
     pub fn spare_capacity_mut(&mut self) -> &mut [u8] {
-        // SAFETY: [ptr, ptr + capacity) is one allocation, initialised when it was made (zeroed),
-        // and `len <= capacity` always holds.
+        self.initialise_to(self.capacity);
+        // SAFETY: [ptr, ptr + capacity) is one allocation, initialised to its end by the line
+        // above, and `len <= capacity` always holds.
         unsafe {
             std::slice::from_raw_parts_mut(
                 self.ptr.as_ptr().add(self.len),
@@ -145,18 +196,22 @@ impl AlignedBuf {
     /// Declares that the first `len` bytes are content, after something outside wrote them.
     ///
     /// # Panics
-    /// When `len` is larger than the capacity: a backend that claims that has a bug.
+    /// When `len` is larger than what was handed out for writing: a backend that claims that has
+    /// a bug.
     pub fn set_len(&mut self, len: usize) {
         assert!(
-            len <= self.capacity,
-            "length {len} beyond capacity {}",
-            self.capacity
+            len <= self.initialised,
+            "length {len} beyond the {} bytes that were handed out",
+            self.initialised
         );
         self.len = len;
     }
 
-    /// Start of the memory, for a backend that hands it to the kernel.
+    /// Start of the memory, for a backend that lets the kernel write up to the capacity. What was
+    /// never written is zeroed first, so a kernel that writes less exposes nothing; a buffer that
+    /// comes from a pool pays that once in its life.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.initialise_to(self.capacity);
         self.ptr.as_ptr()
     }
 
@@ -190,19 +245,27 @@ impl DerefMut for AlignedBuf {
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        if let Some(pool) = self.pool.take() {
-            pool.give_back(Self {
-                ptr: self.ptr,
-                len: 0,
-                capacity: self.capacity,
-                pool: None,
-            });
-            return;
+        match std::mem::replace(&mut self.home, Home::Allocator) {
+            Home::Allocator => {}
+            Home::Pool(pool) => {
+                pool.give_back(Self {
+                    ptr: self.ptr,
+                    len: 0,
+                    initialised: self.initialised,
+                    capacity: self.capacity,
+                    home: Home::Allocator,
+                });
+                return;
+            }
+            Home::Arena(arena) => {
+                arena.give_back(self.ptr, self.capacity);
+                return;
+            }
         }
         if let Some(layout) = Self::layout(self.capacity) {
             // SAFETY: the pointer came from the allocator with this very layout (capacity is
-            // already a multiple of the alignment), and it is freed once: a pooled buffer was
-            // handed on above.
+            // already a multiple of the alignment), and it is freed once: memory of a pool or an
+            // arena was handed on above.
             unsafe { alloc::dealloc(self.ptr.as_ptr(), layout) };
         }
     }
@@ -217,7 +280,7 @@ impl fmt::Debug for AlignedBuf {
     }
 }
 
-/// A bounded pool of [`AlignedBuf`]s in size classes of powers of two.
+/// A bounded pool of [`AlignedBuf`]s in size classes.
 ///
 /// The bound is on idle memory: what the pool keeps, not what is out. Buffers may be dropped on
 /// any thread.
@@ -234,6 +297,7 @@ impl fmt::Debug for AlignedBuf {
 #[derive(Debug, Clone)]
 pub struct BufPool {
     inner: Arc<PoolInner>,
+    arena: Option<Arc<Arena>>,
 }
 
 struct PoolInner {
@@ -244,7 +308,7 @@ struct PoolInner {
 #[derive(Default)]
 struct Idle {
     bytes: usize,
-    /// `classes[n]` holds buffers of `BUFFER_ALIGNMENT << n` bytes.
+    /// By the size classes of `class_of`.
     classes: Vec<Vec<AlignedBuf>>,
 }
 
@@ -256,12 +320,22 @@ impl BufPool {
                 idle_bytes_max,
                 idle: Mutex::default(),
             }),
+            arena: None,
         }
+    }
+
+    /// Takes buffers from `arena` as long as it has room for them; they do not count as idle.
+    #[must_use]
+    pub fn carve_from(self, arena: Option<Arc<Arena>>) -> Self {
+        Self { arena, ..self }
     }
 
     /// A buffer of at least `capacity` bytes with length zero. Recycled bytes beyond the length
     /// are whatever they were; every method that lengthens a buffer overwrites them.
     pub fn take(&self, capacity: usize) -> AlignedBuf {
+        if let Some(buf) = self.arena.as_ref().and_then(|arena| arena.take(capacity)) {
+            return buf;
+        }
         let (class, size) = class_of(capacity);
         let recycled = {
             let mut idle = self.inner.lock();
@@ -272,7 +346,7 @@ impl BufPool {
             found
         };
         let mut buf = recycled.unwrap_or_else(|| AlignedBuf::with_capacity(size));
-        buf.pool = Some(Arc::clone(&self.inner));
+        buf.home = Home::Pool(Arc::clone(&self.inner));
         buf
     }
 
@@ -312,13 +386,20 @@ impl fmt::Debug for PoolInner {
     }
 }
 
-/// Size class and size in bytes of the smallest class that holds `capacity`.
-fn class_of(capacity: usize) -> (usize, usize) {
-    let pages = capacity
-        .max(1)
-        .div_ceil(BUFFER_ALIGNMENT)
-        .next_power_of_two();
-    (pages.trailing_zeros() as usize, pages * BUFFER_ALIGNMENT)
+/// Size class and size in bytes of the smallest class that holds `capacity`. Eight classes of one
+/// page more each, then four between powers of two: at most a quarter of a buffer is unused.
+pub(super) fn class_of(capacity: usize) -> (usize, usize) {
+    let pages = capacity.max(1).div_ceil(BUFFER_ALIGNMENT);
+    if pages <= 8 {
+        return (pages - 1, pages * BUFFER_ALIGNMENT);
+    }
+    let power = (pages - 1).ilog2() as usize;
+    let step = 1 << (power - 2);
+    let steps = pages.div_ceil(step);
+    (
+        8 + 4 * (power - 3) + (steps - 5),
+        steps.saturating_mul(step).saturating_mul(BUFFER_ALIGNMENT),
+    )
 }
 
 #[cfg(test)]
@@ -328,11 +409,11 @@ mod tests {
     #[test]
     fn growth_keeps_content_and_alignment() {
         let mut buf = AlignedBuf::with_capacity(1);
-        for i in 0..20_000_u32 {
-            buf.extend_from_slice(&i.to_le_bytes());
+        for n in 0..200_u8 {
+            buf.extend_from_slice(&[n; 400]);
         }
         assert_eq!(buf.len(), 80_000);
-        assert_eq!(&buf[4 * 777..4 * 778], &777_u32.to_le_bytes());
+        assert_eq!(&buf[77 * 400 - 1..=77 * 400], [76, 77]);
         assert_eq!(buf.as_ptr() as usize % BUFFER_ALIGNMENT, 0);
     }
 
@@ -355,6 +436,32 @@ mod tests {
         assert_eq!(pool.idle_bytes(), 8192);
         drop(pool.take(1 << 20));
         assert_eq!(pool.idle_bytes(), 8192);
+    }
+
+    #[test]
+    fn size_classes_are_distinct_ascending_and_at_most_a_quarter_too_large() {
+        let mut last = (0, BUFFER_ALIGNMENT);
+        for pages in 1..700_usize {
+            let wanted = pages * BUFFER_ALIGNMENT;
+            let (class, size) = class_of(wanted);
+            assert!(size >= wanted && size - wanted <= wanted / 4, "{pages}");
+            assert_eq!(class_of(size), (class, size), "{pages}");
+            assert!(
+                (class, size) == last || (class == last.0 + 1 && size > last.1) || pages == 1,
+                "{pages}"
+            );
+            last = (class, size);
+        }
+    }
+
+    #[test]
+    fn memory_that_was_never_written_reads_as_zero() {
+        let mut buf = AlignedBuf::with_capacity(8192);
+        buf.extend_from_slice(&[7; 100]);
+        buf.truncate(10);
+        assert!(buf.spare_capacity_mut()[90..].iter().all(|&b| b == 0));
+        buf.set_len(8192);
+        assert!(buf[100..].iter().all(|&b| b == 0));
     }
 
     #[test]

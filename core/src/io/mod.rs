@@ -8,10 +8,12 @@
 //! The contract is written per method in [`backend`]; the conformance suite of the `backends`
 //! crate checks it for every implementation.
 
+pub mod arena;
 pub mod backend;
 pub mod buf;
 pub mod file;
 
+pub use arena::Arena;
 pub use backend::{
     BackendFactory, Capabilities, DirEntry, EntryKind, FsSpace, IoBackend, IoFile, LocalFuture,
     LockKind, OpenMode, OpenOptions, ShardMain, ShardSpec,

@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
+use super::cache::TailCache;
 use super::driver::carry_out;
 use super::request::Change;
 use super::{Mode, Partition, Request, State, answer};
@@ -424,7 +425,10 @@ impl<B: IoBackend> Partition<B> {
         let queue = std::mem::take(&mut state.queue);
         let (queued_bytes, queued_appends) = (state.queued_bytes, state.queued_appends);
         let watched = state.watched;
-        *state = State::from_log(log, self.context.config.writes_in_flight_max);
+        // A recovery may bring back less than was visible.
+        let mut cache = std::mem::replace(&mut state.cache, TailCache::new(self.tail(), 0));
+        cache.clear();
+        *state = State::from_log(log, self.context.config.writes_in_flight_max, cache);
         state.queue = queue;
         state.queued_bytes = queued_bytes;
         state.queued_appends = queued_appends;
@@ -442,6 +446,8 @@ impl<B: IoBackend> Partition<B> {
         state.active = None;
         state.spares.clear();
         state.retired.clear();
+        // Before anybody hears of the end.
+        self.tail.close();
         state.cache.clear();
         drop(state);
         for request in queue {

@@ -89,9 +89,11 @@ struct AbandonOnDrop<B: IoBackend>(Rc<Partition<B>>);
 
 impl<B: IoBackend> Drop for AbandonOnDrop<B> {
     fn drop(&mut self) {
+        self.0.tail.close();
         // The state may be borrowed when a panic unwinds through it; then the waiters go with it.
         if let Ok(mut state) = self.0.state.try_borrow_mut() {
             state.mode = Mode::Closed;
+            state.cache.clear();
             // Dropping a reply tells its waiter that the shard is gone.
             state.queue.clear();
             state.waiting_written.clear();
@@ -452,10 +454,8 @@ impl<B: IoBackend> Partition<B> {
 
     /// Small things after every step: cache budget, the ticker's list, a spare in time.
     fn after_step(self: &Rc<Self>) {
+        self.evict();
         let mut state = self.state.borrow_mut();
-        let budget = self.context.config.tail_cache_bytes_max / self.shard.partitions.get().max(1);
-        let written = state.offsets.written();
-        state.cache.evict(budget, written);
         if state.is_open() && !state.tail_sealed && !state.watched {
             state.watched = true;
             self.shard.unsealed.borrow_mut().push(Rc::clone(self));

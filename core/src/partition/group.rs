@@ -212,6 +212,8 @@ impl<B: IoBackend> Partition<B> {
         state.activity += 1;
         state.tail_sealed = false;
         state.cache.push(group.clone());
+        // Whoever hears of its offsets can read it. Nobody waits for this: nobody is woken.
+        self.tail.publish(state.offsets);
         Write {
             id,
             segment,

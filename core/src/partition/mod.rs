@@ -6,30 +6,37 @@
 //! waits until what is in flight has landed, and is carried out by the driver itself. So there is
 //! exactly one writer of a partition's structure, and no lock.
 //!
-//! Reads do not stand in the queue. They look at the offsets, take what they need from the tail
-//! cache, or hold the segments they read by reference count while they wait for the disk.
+//! Reads do not stand in the queue. Those of recent records are answered on their caller's thread
+//! from what the partition publishes of its [tail](tail); for others the shard [fetches](fetch)
+//! bytes, and holds the segments they come from by reference count while it waits for the disk.
 
 mod cache;
 mod change;
 mod driver;
+mod fetch;
 mod group;
 mod housekeeping;
 mod inspect;
 mod notify;
 mod read;
 mod request;
+mod tail;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
 
 pub(crate) use change::create_partition;
+pub(crate) use fetch::{Located, OnDisk, RawPiece, Reading, Wanted};
 pub use inspect::{InspectDetail, InspectRequest, InspectedBatch, InspectedSegment, Inspection};
 pub(crate) use notify::LocalNotify;
 pub use read::{Fetched, ReadLimits, Visibility};
 pub use request::{Ack, Appended};
+pub(crate) use tail::{Tail, TailRead};
+
 pub(crate) use request::{AppendRequest, Change, Permit, Replies, Reply, Request};
 
 use cache::TailCache;
@@ -54,6 +61,8 @@ pub(crate) struct ShardContext<B: IoBackend> {
     pub(crate) removals: std::cell::Cell<usize>,
     /// Partitions on this shard: they share the budget of the tail cache.
     pub(crate) partitions: std::cell::Cell<usize>,
+    /// The same, to take memory from those that are at rest when the budget is shared by more.
+    pub(crate) sharers: RefCell<Vec<Weak<Partition<B>>>>,
     pub(crate) stats: crate::metrics::ShardCounters,
 }
 
@@ -65,6 +74,7 @@ impl<B: IoBackend> ShardContext<B> {
             tick: LocalNotify::default(),
             removals: std::cell::Cell::new(0),
             partitions: std::cell::Cell::new(0),
+            sharers: RefCell::default(),
             stats: crate::metrics::ShardCounters::default(),
         }
     }
@@ -99,7 +109,10 @@ pub(crate) struct Partition<B: IoBackend> {
     state: RefCell<State<B::File>>,
     wake: LocalNotify,
     spare_ready: LocalNotify,
+    /// Wakes those who wait for offsets.
     published: watch::Sender<Offsets>,
+    /// What readers on other threads see.
+    tail: Arc<Tail>,
 }
 
 #[expect(
@@ -160,7 +173,7 @@ struct State<F> {
 }
 
 impl<F: crate::io::IoFile> State<F> {
-    fn from_log(log: RecoveredLog<F>, window: u16) -> Self {
+    fn from_log(log: RecoveredLog<F>, window: u16, cache: TailCache) -> Self {
         let end = log.offsets.log_end();
         Self {
             mode: if log.read_only {
@@ -189,7 +202,7 @@ impl<F: crate::io::IoFile> State<F> {
             durable_wanted: 0,
             waiting_written: VecDeque::new(),
             waiting_durable: VecDeque::new(),
-            cache: TailCache::default(),
+            cache,
             tail_sealed: true,
             seal_wanted: false,
             activity: 0,
@@ -255,14 +268,22 @@ impl<B: IoBackend> Partition<B> {
         let (published, _) = watch::channel(log.offsets);
         let window = context.config.writes_in_flight_max;
         shard.partitions.set(shard.partitions.get() + 1);
+        let tail = Arc::new(Tail::new(log.offsets));
+        let budget = context.config.tail_cache_bytes_max / shard.partitions.get();
+        let cache = TailCache::new(Arc::clone(&tail), budget);
         let this = Rc::new(Self {
             shard: Rc::clone(shard),
             context,
-            state: RefCell::new(State::from_log(log, window)),
+            state: RefCell::new(State::from_log(log, window, cache)),
             wake: LocalNotify::default(),
             spare_ready: LocalNotify::default(),
             published,
+            tail,
         });
+        let mut sharers = shard.sharers.borrow_mut();
+        sharers.retain(|other| other.upgrade().is_some_and(|p| p.evict()));
+        sharers.push(Rc::downgrade(&this));
+        drop(sharers);
         shard
             .backend
             .spawn(Box::pin(driver::drive(Rc::clone(&this))));
@@ -355,12 +376,40 @@ impl<B: IoBackend> Partition<B> {
         }
     }
 
+    /// What readers on other threads see.
+    pub(crate) fn tail(&self) -> Arc<Tail> {
+        Arc::clone(&self.tail)
+    }
+
+    /// Keeps to the partition's part of the tail cache; whether the partition still lives.
+    fn evict(&self) -> bool {
+        let budget = self.context.config.tail_cache_bytes_max / self.shard.partitions.get().max(1);
+        let mut state = self.state.borrow_mut();
+        let written = state.offsets.written();
+        state.cache.evict(budget, written);
+        !matches!(state.mode, Mode::Closed)
+    }
+
+    /// Bytes of memory that the tail cache holds.
+    pub(crate) fn cached_bytes(&self) -> usize {
+        self.state.borrow().cache.bytes()
+    }
+
+    /// Shows offsets to readers, and wakes those who wait for them.
     fn publish(&self, offsets: Offsets) {
+        self.tail.publish(offsets);
         self.published.send_if_modified(|published| {
             let changed = *published != offsets;
             *published = offsets;
             changed
         });
+    }
+}
+
+impl<B: IoBackend> Drop for Partition<B> {
+    fn drop(&mut self) {
+        // Whatever ended the partition, readers hear of it and its memory goes.
+        self.tail.close();
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::rc::Rc;
 
-use super::{Mode, Partition};
+use super::fetch::Found;
+use super::{Mode, Partition, TailRead};
 use crate::error::{CorruptionKind, Error, Result};
 use crate::format::{FormatError, StoredBatch, StoredRecord};
 use crate::io::IoBackend;
+use crate::offset::Offsets;
 
 /// How far a read may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,6 +18,16 @@ pub enum Visibility {
     /// Up to the log end: also records that a crash may still take away. For Raft logs, which
     /// read entries before they are durable.
     Visible,
+}
+
+impl Visibility {
+    /// The offset up to which records may be seen.
+    pub(crate) fn end(self, offsets: Offsets) -> u64 {
+        match self {
+            Self::Durable => offsets.durable(),
+            Self::Visible => offsets.log_end(),
+        }
+    }
 }
 
 /// How much one read may return. At least one record is returned when there is one.
@@ -53,6 +65,17 @@ pub struct Fetched {
 }
 
 impl Fetched {
+    /// What was found with these offsets in force.
+    pub(crate) fn new(batches: Vec<StoredBatch>, next_offset: u64, offsets: Offsets) -> Self {
+        Self {
+            batches,
+            next_offset,
+            log_start: offsets.log_start(),
+            durable: offsets.durable(),
+            log_end: offsets.log_end(),
+        }
+    }
+
     /// All records of the batches, in order. An opaque batch yields one error.
     pub fn records(&self) -> impl Iterator<Item = Result<StoredRecord, FormatError>> + '_ {
         self.batches.iter().flat_map(StoredBatch::records)
@@ -72,134 +95,59 @@ impl<B: IoBackend> Partition<B> {
         limits: ReadLimits,
         visibility: Visibility,
     ) -> Result<Option<Fetched>> {
-        let state = self.state.borrow();
-        if let Mode::Closed = state.mode {
+        if let Mode::Closed = self.state.borrow().mode {
             return Err(Error::Closed);
         }
-        let offsets = state.offsets;
-        let end = match visibility {
-            Visibility::Durable => offsets.durable(),
-            Visibility::Visible => offsets.log_end(),
-        };
-        let start = offsets.log_start();
-        if from < start || from > end {
-            return Err(Error::OutOfRange {
-                requested: from,
-                start,
-                end,
-            });
-        }
-        let fetched = |batches, next_offset| Fetched {
-            batches,
-            next_offset,
-            log_start: start,
-            durable: offsets.durable(),
-            log_end: offsets.log_end(),
-        };
-        if from == end {
-            return Ok(Some(fetched(Vec::new(), from)));
-        }
-        // What the cache cannot decode the disk may still have; it is read and judged there.
-        let Some(Ok(batches)) = state.cache.read(from, end, limits.bytes_max) else {
-            return Ok(None);
-        };
-        let (batches, next) = limit_records(batches, limits.records_max);
-        Ok(Some(fetched(batches, next.unwrap_or(end))))
+        Ok(match self.tail.read(from, limits, visibility)? {
+            TailRead::Found(fetched) => Some(fetched),
+            TailRead::Older(..) | TailRead::Unknown => None,
+        })
     }
 
-    /// A read from the segments.
+    /// A read of which the shard does every step, batch by batch. It is the judge of damage: a
+    /// caller who cannot decode what it was given asks for this.
     pub(crate) async fn read(
         self: Rc<Self>,
         from: u64,
         limits: ReadLimits,
         visibility: Visibility,
     ) -> Result<Fetched> {
-        if let Some(fetched) = self.read_cached(from, limits, visibility)? {
-            return Ok(fetched);
-        }
-        let (offsets, generation, mode_failure, candidates) = {
-            let state = self.state.borrow();
-            let segments: Vec<_> = state.segments().cloned().collect();
-            // The last segment that starts at or below `from`; its successors if it ends below.
-            let first = segments
-                .partition_point(|s| s.base_offset() <= from)
-                .saturating_sub(1);
-            let failure = match &state.mode {
-                Mode::Failed(cause) if segments.is_empty() => Some(self.failed(cause)),
-                _ => None,
-            };
-            let generation = state.generation;
-            (
-                state.offsets,
-                generation,
-                failure,
-                segments.into_iter().skip(first),
-            )
+        let (segment, start, offsets, epoch) = match self.find(from, limits, visibility).await? {
+            Found::Here(fetched) => return Ok(fetched),
+            Found::Segment {
+                segment,
+                start,
+                offsets,
+                epoch,
+            } => (segment, start, offsets, epoch),
         };
-        let end = match visibility {
-            Visibility::Durable => offsets.durable(),
-            Visibility::Visible => offsets.log_end(),
-        };
-        let context = &self.context;
-        let (pool, interval) = (&context.pool, context.config.index_interval_bytes);
-        let fetched = |batches, next_offset| Fetched {
-            batches,
-            next_offset,
-            log_start: offsets.log_start(),
-            durable: offsets.durable(),
-            log_end: offsets.log_end(),
-        };
-        for segment in candidates {
-            // Offsets that were skipped lie between segments.
-            let start = from.max(segment.base_offset());
-            if segment.end_offset.get() <= start {
-                continue;
-            }
-            if start >= end {
-                break;
-            }
-            segment
-                .load_index(self.shard.backend.as_ref(), pool, interval)
-                .await?;
-            let chunk = context.config.read_chunk_bytes;
-            // What follows skipped offsets may be only in the cache yet.
-            if from < start
-                && let Some(fetched) = self.read_cached(start, limits, visibility)?
-            {
-                return Ok(fetched);
-            }
-            let read = segment
-                .read(pool, start, end, limits.bytes_max, chunk)
-                .await;
-            if self.state.borrow().generation != generation {
-                // A truncation came in between: what was looked at is not the log any more.
-                return Box::pin(self.read(from, limits, visibility)).await;
-            }
-            let batches = read?;
-            if batches.is_empty() {
-                let now = self.state.borrow().offsets;
-                let cut = segment.end_offset.get() <= start;
-                if now.log_start() > from || cut {
-                    // Trimmed or truncated meanwhile.
-                    return Err(Error::OutOfRange {
-                        requested: from,
-                        start: now.log_start(),
-                        end: if cut { now.durable() } else { end },
-                    });
-                }
-                let found = CorruptionKind::Misplaced("no batch holds the offset");
-                return Err(segment.corruption(0, start, Some(end), found));
-            }
-            self.shard.stats.read_from_disk();
-            let (batches, next) = limit_records(batches, limits.records_max);
-            return Ok(fetched(batches, next.unwrap_or(end)));
+        let end = visibility.end(offsets);
+        let chunk = self.context.config.read_chunk_bytes;
+        let read = segment
+            .read(&self.context.pool, start, end, limits.bytes_max, chunk)
+            .await;
+        if self.tail.epoch() != epoch {
+            // A truncation came in between: what was looked at is not the log any more.
+            return Box::pin(self.read(from, limits, visibility)).await;
         }
-        // A failed partition whose reopening failed too has let go of its segments; otherwise
-        // there are only skipped offsets from here to the end.
-        match mode_failure {
-            Some(failure) => Err(failure),
-            None => Ok(fetched(Vec::new(), end)),
+        let batches = read?;
+        if batches.is_empty() {
+            let now = self.state.borrow().offsets;
+            let cut = segment.end_offset.get() <= start;
+            if now.log_start() > from || cut {
+                // Trimmed or truncated meanwhile.
+                return Err(Error::OutOfRange {
+                    requested: from,
+                    start: now.log_start(),
+                    end: if cut { now.durable() } else { end },
+                });
+            }
+            let found = CorruptionKind::Misplaced("no batch holds the offset");
+            return Err(segment.corruption(0, start, Some(end), found));
         }
+        self.shard.stats.read_from_disk();
+        let (batches, next) = limit_records(batches, limits.records_max);
+        Ok(Fetched::new(batches, next.unwrap_or(end), offsets))
     }
 
     /// Offset of the first durable record whose timestamp is at or after `timestamp_ms`; `None`
@@ -261,7 +209,10 @@ fn first_not_before(batch: &StoredBatch, timestamp_ms: i64) -> Option<u64> {
 }
 
 /// Clips the batches to `records_max` records, and says where they end.
-fn limit_records(batches: Vec<StoredBatch>, records_max: u64) -> (Vec<StoredBatch>, Option<u64>) {
+pub(super) fn limit_records(
+    batches: Vec<StoredBatch>,
+    records_max: u64,
+) -> (Vec<StoredBatch>, Option<u64>) {
     let mut left = records_max.max(1);
     let mut kept = Vec::with_capacity(batches.len());
     for batch in batches {

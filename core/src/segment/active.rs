@@ -24,6 +24,8 @@ pub(crate) struct PlacedGroup {
     pub(crate) bytes: Bytes,
     pub(crate) position: u64,
     pub(crate) batches: Vec<PlacedBatch>,
+    /// Bytes of memory that `bytes` keeps, which may be more than its length.
+    pub(crate) held_bytes: usize,
 }
 
 /// What the partition adds to the batches of a group.
@@ -139,9 +141,10 @@ impl<F: IoFile> ActiveSegment<F> {
                 .with_index(|index| index.push(base_offset, batch_position, max_timestamp));
             start += batch.encoded_len();
         }
-        // A batch alone in its group is written from where its caller encoded it.
-        let mut buf = if batches.len() == 1 {
-            batches.remove(0).into_buf()
+        // A large batch alone in its group is written from where its caller encoded it.
+        let alone = batches.pop_if(|batch| count == 1 && batch.is_aligned());
+        let mut buf = if let Some(alone) = alone {
+            alone.into_buf()
         } else {
             let mut buf = pool.take(start.next_multiple_of(alignment));
             for batch in &batches {
@@ -150,6 +153,7 @@ impl<F: IoFile> ActiveSegment<F> {
             buf
         };
         buf.pad_to(alignment);
+        let held_bytes = buf.capacity();
         let bytes = buf.freeze();
         self.next_position = position + bytes.len() as u64;
         assert!(
@@ -162,6 +166,7 @@ impl<F: IoFile> ActiveSegment<F> {
             bytes,
             position,
             batches: placed,
+            held_bytes,
         }
     }
 }

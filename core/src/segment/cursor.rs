@@ -6,7 +6,9 @@ use bytes::Bytes;
 
 use super::Segment;
 use crate::error::{CorruptionKind, Error, Result};
-use crate::format::{BATCH_HEADER_LEN, BatchHeader, FormatError, StoredBatch, decode_batch, flags};
+use crate::format::{
+    BATCH_HEADER_LEN, BatchHeader, FormatError, SegmentHeader, StoredBatch, decode_batch, flags,
+};
 use crate::io::{BUFFER_ALIGNMENT, BufPool, IoFile};
 
 /// Why a batch could not be read.
@@ -52,7 +54,7 @@ impl<'a, F: IoFile> Cursor<'a, F> {
             let at = self.ensure(position, need).await.map_err(ReadError::Io)?;
             match decode_batch(&self.chunk, at) {
                 Ok(batch) => {
-                    self.check_owner(batch.header())?;
+                    check_owner(&self.segment.header, batch.header())?;
                     self.check_padding(batch.header(), position).await?;
                     return Ok(batch);
                 }
@@ -62,7 +64,7 @@ impl<'a, F: IoFile> Cursor<'a, F> {
                     // The header is verified already: its length may be believed, once it is
                     // known to belong here.
                     let header = BatchHeader::decode(&self.chunk[at.min(self.chunk.len())..])?;
-                    self.check_owner(&header)?;
+                    check_owner(&self.segment.header, &header)?;
                     need = more;
                 }
                 Err(e) => return Err(e.into()),
@@ -84,11 +86,7 @@ impl<'a, F: IoFile> Cursor<'a, F> {
 
     /// Where the batch after one at `position` starts.
     pub(crate) fn position_after(&self, header: &BatchHeader, position: u64) -> u64 {
-        let end = position + header.total_len() as u64;
-        if header.flags & flags::LAST_IN_GROUP == 0 {
-            return end;
-        }
-        end.next_multiple_of(u64::from(self.segment.header.alignment))
+        position_after(&self.segment.header, header, position)
     }
 
     /// Finds the next batch of this segment after damage at `position`: its place and its base
@@ -120,20 +118,6 @@ impl<'a, F: IoFile> Cursor<'a, F> {
             }
         }
         Ok(None)
-    }
-
-    fn check_owner(&self, header: &BatchHeader) -> Result<(), ReadError> {
-        let own = &self.segment.header;
-        let why = if header.identity != own.identity {
-            "its identity is of another use of a file"
-        } else if header.partition != own.partition || header.incarnation != own.incarnation {
-            "it belongs to another partition"
-        } else if header.generation < own.generation {
-            "its generation is older than the segment"
-        } else {
-            return Ok(());
-        };
-        Err(ReadError::Format(CorruptionKind::Misplaced(why)))
     }
 
     async fn check_padding(&mut self, header: &BatchHeader, at: u64) -> Result<(), ReadError> {
@@ -189,4 +173,27 @@ impl<'a, F: IoFile> Cursor<'a, F> {
         }
         Ok(usize::try_from(position - self.chunk_start).unwrap_or(usize::MAX))
     }
+}
+
+/// Where the batch after one at `position` of a segment starts.
+pub(super) fn position_after(own: &SegmentHeader, header: &BatchHeader, position: u64) -> u64 {
+    let end = position + header.total_len() as u64;
+    if header.flags & flags::LAST_IN_GROUP == 0 {
+        return end;
+    }
+    end.next_multiple_of(u64::from(own.alignment))
+}
+
+/// Checks that a batch was written for this use of a segment.
+pub(super) fn check_owner(own: &SegmentHeader, header: &BatchHeader) -> Result<(), ReadError> {
+    let why = if header.identity != own.identity {
+        "its identity is of another use of a file"
+    } else if header.partition != own.partition || header.incarnation != own.incarnation {
+        "it belongs to another partition"
+    } else if header.generation < own.generation {
+        "its generation is older than the segment"
+    } else {
+        return Ok(());
+    };
+    Err(ReadError::Format(CorruptionKind::Misplaced(why)))
 }

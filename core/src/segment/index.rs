@@ -3,6 +3,7 @@
 //! Derived data, never evidence: it only says where to start walking. Its file carries the identity
 //! and the end position of the segment it describes and a checksum; at any doubt it is rebuilt.
 
+use std::ops::Range;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -77,6 +78,27 @@ impl SparseIndex {
             Some(entry) => entry.position,
             None => crate::format::SEGMENT_HEADER_LEN as u64,
         }
+    }
+
+    /// How many indexed batches start below `offset`.
+    pub(super) fn count_below(&self, offset: u64) -> usize {
+        self.entries.partition_point(|e| e.base_offset < offset)
+    }
+
+    /// How many of a range of indexed batches, from its first on, have a place that is `fit`.
+    pub(super) fn count_in(&self, range: Range<usize>, fit: impl Fn(u64) -> bool) -> usize {
+        let entries = self.entries.get(range).unwrap_or_default();
+        entries.partition_point(|e| fit(e.position))
+    }
+
+    /// Position of the n-th indexed batch.
+    pub(super) fn position(&self, n: usize) -> Option<u64> {
+        self.entries.get(n).map(|e| e.position)
+    }
+
+    /// Base offset of the n-th indexed batch.
+    pub(super) fn base_offset(&self, n: usize) -> Option<u64> {
+        self.entries.get(n).map(|e| e.base_offset)
     }
 
     /// Base offset of the first indexed batch whose stretch may hold a record at or after

@@ -11,6 +11,7 @@ mod active;
 mod cursor;
 mod index;
 mod name;
+mod piece;
 mod scan;
 mod spare;
 
@@ -23,6 +24,7 @@ pub(crate) use cursor::{Cursor, ReadError};
 pub(crate) use index::SparseIndex;
 use index::newest_record;
 pub(crate) use name::{FileName, INDEX_SUFFIX, SEGMENT_SUFFIX};
+pub(crate) use piece::{Extent, Piece, PieceSizes};
 pub(crate) use scan::{Scan, Stop, Survivor, scan_segment};
 pub(crate) use spare::{SpareFile, SpareRequest, ZERO_CHUNK_BYTES, prepare_spare, zero};
 

@@ -1,16 +1,17 @@
 //! What comes through a shard's mailbox.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::layout::FoundPartition;
 use crate::io::Capabilities;
 use crate::metrics::ShardStats;
 use crate::offset::Offsets;
 use crate::partition::{
-    Fetched, InspectRequest, Inspection, PartitionInfo, Permit, ReadLimits, Reply, Request,
-    Visibility,
+    Fetched, InspectRequest, Inspection, Located, PartitionInfo, Permit, RawPiece, Reading, Reply,
+    Request, Tail, Wanted,
 };
 use crate::recovery::PartitionReport;
 
@@ -20,6 +21,7 @@ pub(crate) struct Adopted {
     pub(crate) id: u64,
     pub(crate) incarnation: u32,
     pub(crate) offsets: watch::Receiver<Offsets>,
+    pub(crate) tail: Arc<Tail>,
     pub(crate) batch_bytes_max: usize,
     pub(crate) report: PartitionReport,
 }
@@ -34,14 +36,6 @@ pub(crate) struct Booted {
     /// Whether segments are opened with O_DIRECT.
     pub(crate) direct: bool,
     pub(crate) partitions: Vec<FoundPartition>,
-}
-
-/// A read of one partition.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Reading {
-    pub(crate) from: u64,
-    pub(crate) limits: ReadLimits,
-    pub(crate) visibility: Visibility,
 }
 
 /// A request to a shard. Partitions are named by id and incarnation, so that a late request for a
@@ -90,6 +84,26 @@ pub(crate) enum Command {
         reading: Reading,
         reply: Reply<Fetched>,
         permit: Permit,
+    },
+    /// The beginning of a read whose bytes the caller decodes.
+    Locate {
+        id: u64,
+        incarnation: u32,
+        reading: Reading,
+        reply: Reply<Located>,
+        permit: Permit,
+        /// Room of the read-ahead, if it is one.
+        ahead: Option<OwnedSemaphorePermit>,
+    },
+    /// A piece of a segment, raw.
+    Piece {
+        id: u64,
+        incarnation: u32,
+        wanted: Wanted,
+        reply: Reply<Option<RawPiece>>,
+        permit: Permit,
+        /// Room of the read-ahead, if it is one.
+        ahead: Option<OwnedSemaphorePermit>,
     },
     OffsetForTimestamp {
         id: u64,

@@ -8,7 +8,7 @@ mod command;
 mod layout;
 mod turn;
 
-pub(crate) use command::{Adopted, Command, Reading};
+pub(crate) use command::{Adopted, Command};
 pub(crate) use layout::FoundPartition;
 pub(crate) use turn::{ShardSetup, shard_main};
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::Reading;
 use super::boot::{BootRequest, boot, remove_tree};
 use super::command::{Adopted, Booted, Command};
 use super::layout::FoundPartition;
@@ -37,6 +36,7 @@ pub(crate) struct ShardSetup {
     pub(crate) mailbox: mpsc::UnboundedReceiver<Command>,
     pub(crate) requests: Arc<Semaphore>,
     pub(crate) bytes: Arc<Semaphore>,
+    pub(crate) read_ahead: Arc<Semaphore>,
     /// Dropped when the shard has ended, whatever ended it.
     pub(crate) ended: oneshot::Sender<()>,
 }
@@ -50,6 +50,7 @@ struct Shard<B: IoBackend> {
     pool: BufPool,
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    read_ahead: Arc<Semaphore>,
     state: RefCell<ShardState<B>>,
 }
 
@@ -71,6 +72,7 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
         mut mailbox,
         requests,
         bytes,
+        read_ahead,
         ended,
     } = setup;
     // Whatever ends the shard, nobody goes on waiting for room in its mailbox.
@@ -81,9 +83,10 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
         config: Rc::new(config),
         create,
         read_only,
-        pool: BufPool::new(IDLE_BUFFER_BYTES_MAX),
+        pool: BufPool::new(IDLE_BUFFER_BYTES_MAX).carve_from(backend.arena()),
         requests,
         bytes,
+        read_ahead,
         state: RefCell::new(ShardState {
             partitions: BTreeMap::new(),
             busy: BTreeSet::new(),
@@ -158,22 +161,55 @@ impl<B: IoBackend> Shard<B> {
                 reply,
                 permit,
             } => {
-                let Reading {
-                    from,
-                    limits,
-                    visibility,
-                } = reading;
-                let cached = self
-                    .find(id, incarnation)
-                    .and_then(|p| Ok((p.read_cached(from, limits, visibility)?, p)));
-                match cached {
-                    Ok((Some(fetched), _)) => answer(reply, Ok(fetched)),
-                    Err(e) => answer(reply, Err(e)),
-                    Ok((None, partition)) => self.spawn(reply, async move {
-                        let result = partition.read(from, limits, visibility).await;
-                        drop(permit);
-                        result
-                    }),
+                // Who has gone needs no answer.
+                if !reply.is_closed() {
+                    match self.find(id, incarnation) {
+                        Ok(p) => self.spawn(reply, async move {
+                            let read = p.read(reading.from, reading.limits, reading.visibility);
+                            let result = read.await;
+                            drop(permit);
+                            result
+                        }),
+                        Err(e) => answer(reply, Err(e)),
+                    }
+                }
+            }
+            Command::Locate {
+                id,
+                incarnation,
+                reading,
+                reply,
+                permit,
+                ahead,
+            } => {
+                if !reply.is_closed() {
+                    match self.find(id, incarnation) {
+                        Ok(p) => self.spawn(reply, async move {
+                            let result = p.locate(reading, ahead).await;
+                            drop(permit);
+                            result
+                        }),
+                        Err(e) => answer(reply, Err(e)),
+                    }
+                }
+            }
+            Command::Piece {
+                id,
+                incarnation,
+                wanted,
+                reply,
+                permit,
+                ahead,
+            } => {
+                if !reply.is_closed() {
+                    match self.find(id, incarnation) {
+                        Ok(p) => self.spawn(reply, async move {
+                            let result = p.read_piece(wanted, ahead).await;
+                            drop(permit);
+                            result
+                        }),
+                        Err(e) => answer(reply, Err(e)),
+                    }
                 }
             }
             Command::OffsetForTimestamp {
@@ -401,6 +437,11 @@ impl<B: IoBackend> Shard<B> {
         stats.bytes_under_way = config
             .mailbox_bytes_max
             .saturating_sub(self.bytes.available_permits());
+        stats.read_ahead_bytes = config
+            .read_ahead_bytes_max
+            .saturating_sub(self.read_ahead.available_permits());
+        let cached = |p: &Rc<Partition<B>>| p.cached_bytes();
+        stats.tail_cache_bytes = self.state.borrow().partitions.values().map(cached).sum();
         stats.idle_buffer_bytes = self.pool.idle_bytes();
         stats
     }
@@ -529,6 +570,7 @@ fn adopted<B: IoBackend>(partition: &Rc<Partition<B>>) -> Adopted {
         id: partition.id(),
         incarnation: partition.incarnation(),
         offsets: partition.subscribe(),
+        tail: partition.tail(),
         batch_bytes_max: partition.batch_bytes_max(),
         report: partition.describe().recovery,
     }

@@ -1,0 +1,177 @@
+//! What a shard runs: tasks, which may be dropped, and operations, which may not.
+//!
+//! Both live in collections of our own inside one glommio task. So a panic stays in its task
+//! (glommio would end the shard, or abort the process in a destructor), tasks can be dropped
+//! before the operations that they abandon, and the loop decides how much runs between two looks
+//! at the rings.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use alluvium_core::io::LocalFuture;
+
+/// Drops a task; a panic in a destructor must not take the others along.
+fn drop_quietly(task: LocalFuture<()>) {
+    drop(catch_unwind(AssertUnwindSafe(|| drop(task))));
+}
+
+/// Which of a shard's futures has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The shard's `main`: the shard ends with it.
+    Main,
+    /// A spawned task.
+    Task,
+    /// An operation.
+    Operation,
+}
+
+/// A task or operation; ready with its role when it has ended or panicked.
+pub(super) struct Shell {
+    task: Option<LocalFuture<()>>,
+    role: Role,
+}
+
+impl Shell {
+    pub(super) fn new(task: LocalFuture<()>, role: Role) -> Self {
+        Self {
+            task: Some(task),
+            role,
+        }
+    }
+}
+
+impl Future for Shell {
+    type Output = Role;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Role> {
+        if let Some(mut task) = self.task.take() {
+            let polled = catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx)));
+            if let Ok(Poll::Pending) = polled {
+                self.task = Some(task);
+                return Poll::Pending;
+            }
+            // Ended, or panicked, which the panic hook has reported: the others go on.
+            drop_quietly(task);
+        }
+        Poll::Ready(self.role)
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            drop_quietly(task);
+        }
+    }
+}
+
+/// Where an operation leaves its result for whoever still waits.
+struct Slot<T> {
+    result: Cell<Option<T>>,
+    waiter: Cell<Option<Waker>>,
+    ended: Cell<bool>,
+}
+
+/// The operation's side: wakes the waiter when it goes, with a result or without.
+struct Answer<T>(Rc<Slot<T>>);
+
+impl<T> Drop for Answer<T> {
+    fn drop(&mut self) {
+        self.0.ended.set(true);
+        if let Some(waiter) = self.0.waiter.take() {
+            waiter.wake();
+        }
+    }
+}
+
+/// Resolves when the operation has ended; `None` when it panicked.
+pub(super) struct Submitted<T>(Rc<Slot<T>>);
+
+impl<T> Future for Submitted<T> {
+    type Output = Option<T>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        if self.0.ended.get() {
+            return Poll::Ready(self.0.result.take());
+        }
+        self.0.waiter.set(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+}
+
+/// What arrived since the loop last looked.
+#[derive(Default)]
+pub(super) struct Incoming {
+    tasks: RefCell<Vec<Shell>>,
+    operations: RefCell<Vec<Shell>>,
+    yielded: RefCell<Vec<Waker>>,
+    ending: Cell<bool>,
+}
+
+impl Incoming {
+    /// Takes in a task; drops it when the shard is ending.
+    pub(super) fn spawn(&self, task: LocalFuture<()>) {
+        if self.ending.get() {
+            drop_quietly(task);
+        } else {
+            self.tasks.borrow_mut().push(Shell::new(task, Role::Task));
+        }
+    }
+
+    /// Runs an operation to its end, whether or not anybody waits for it: it owns what the kernel
+    /// works on. It starts before the loop looks at the rings again.
+    pub(super) fn submit<T: 'static>(
+        &self,
+        operation: impl Future<Output = T> + 'static,
+    ) -> Submitted<T> {
+        let slot = Rc::new(Slot {
+            result: Cell::new(None),
+            waiter: Cell::new(None),
+            ended: Cell::new(false),
+        });
+        let answer = Answer(Rc::clone(&slot));
+        let operation = Box::pin(async move {
+            answer.0.result.set(Some(operation.await));
+            drop(answer);
+        });
+        self.operations
+            .borrow_mut()
+            .push(Shell::new(operation, Role::Operation));
+        Submitted(slot)
+    }
+
+    /// Wakes `waker` when the rings have been looked at.
+    pub(super) fn wake_after_turn(&self, waker: Waker) {
+        self.yielded.borrow_mut().push(waker);
+    }
+
+    pub(super) fn has_yielded(&self) -> bool {
+        !self.yielded.borrow().is_empty()
+    }
+
+    pub(super) fn wake_yielded(&self) {
+        // Taken out first: a waker may run code that yields again.
+        let yielded = self.yielded.take();
+        yielded.into_iter().for_each(Waker::wake);
+    }
+
+    pub(super) fn take_tasks(&self) -> Vec<Shell> {
+        self.tasks.take()
+    }
+
+    pub(super) fn take_operations(&self) -> Vec<Shell> {
+        self.operations.take()
+    }
+
+    /// From now on new tasks are dropped at once; operations are still taken.
+    pub(super) fn end(&self) {
+        self.ending.set(true);
+        // Dropped without a borrow: a destructor may spawn.
+        drop(self.take_tasks());
+    }
+}

@@ -1,0 +1,176 @@
+//! The event loop: one glommio task that runs everything else of a shard.
+//!
+//! glommio looks at its rings, its timers and the wakes of other threads only when its run queue
+//! is empty or its preemption timer has fired (100 ms as a rule). A shard that always has
+//! something to do would see completions and callers that late. So this task never asks to be run
+//! again directly: after a bounded amount of work it lets the run queue go empty and comes back
+//! with the reactor's next turn. That makes the default queue safe, and its wakes cost other
+//! threads a system call only when the shard is asleep.
+
+use std::future::{Future, poll_fn};
+use std::hint;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use alluvium_core::io::ShardMain;
+use futures_util::stream::{FuturesUnordered, Stream};
+use glommio::timer::Timer;
+
+use super::GlommioBackend;
+use super::hub::Hub;
+use super::tasks::{Incoming, Role, Shell};
+
+/// How often the loop goes round before it looks at the rings. A look costs several system calls
+/// (glommio arms and cancels its timers each time); tasks that wake one another settle in a few
+/// rounds.
+const ROUNDS_MAX: u32 = 8;
+
+/// When the loop is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    MainEnded,
+    Idle,
+}
+
+/// Runs `main` to its end. What is left goes in this order: the future of `main`, the tasks, the
+/// operations when the kernel is done with them.
+pub(super) async fn run(
+    backend: GlommioBackend,
+    incoming: Rc<Incoming>,
+    main: ShardMain<GlommioBackend>,
+) {
+    let hub = Hub::new();
+    let mut shard = Shard {
+        tasks: FuturesUnordered::new(),
+        operations: FuturesUnordered::new(),
+        waker: Waker::from(Arc::clone(&hub)),
+        hub,
+        incoming,
+    };
+    let backend = Rc::new(backend);
+    // Called inside the task: also a panic before there is a future ends only the shard.
+    let main = Box::pin(async move { main(backend).await });
+    shard.tasks.push(Shell::new(main, Role::Main));
+    shard.drive(Until::MainEnded).await;
+    shard.incoming.end();
+    shard.tasks.clear();
+    shard.drive(Until::Idle).await;
+    shard.hub.close();
+    // A wake that came before may still wait in glommio's queue, where it would keep this task's
+    // memory alive for ever.
+    reactor_turn().await;
+}
+
+struct Shard {
+    tasks: FuturesUnordered<Shell>,
+    operations: FuturesUnordered<Shell>,
+    /// The hub as a waker.
+    waker: Waker,
+    hub: Arc<Hub>,
+    incoming: Rc<Incoming>,
+}
+
+impl Shard {
+    async fn drive(&mut self, until: Until) {
+        let mut turn = None;
+        // The first round may follow a drive that saw the notification.
+        self.hub.stay_notified();
+        poll_fn(|cx| {
+            self.hub.set_event_loop(cx.waker());
+            // Whoever wakes this task does so in a turn of the reactor.
+            turn = None;
+            self.incoming.wake_yielded();
+            for _ in 0..ROUNDS_MAX {
+                self.hub.take_notification();
+                if self.round(until).is_ready() {
+                    return Poll::Ready(());
+                }
+                if self.incoming.has_yielded() {
+                    if !self.hub.is_notified() {
+                        break;
+                    }
+                } else if self.hub.fall_asleep() {
+                    return Poll::Pending;
+                }
+            }
+            self.hub.stay_notified();
+            turn = Some(ReactorTurn::begin(cx));
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Polls what is ready, once.
+    fn round(&mut self, until: Until) -> Poll<()> {
+        let mut cx = Context::from_waker(&self.waker);
+        loop {
+            match Pin::new(&mut self.tasks).poll_next(&mut cx) {
+                Poll::Ready(Some(Role::Main)) if until == Until::MainEnded => {
+                    return Poll::Ready(());
+                }
+                Poll::Ready(Some(_)) => {}
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        // Operations after tasks: what a task has just submitted starts in the same round.
+        self.operations.extend(self.incoming.take_operations());
+        loop {
+            match Pin::new(&mut self.operations).poll_next(&mut cx) {
+                Poll::Ready(Some(_)) => {}
+                Poll::Ready(None) if until == Until::Idle => return Poll::Ready(()),
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        let new = self.incoming.take_tasks();
+        if !new.is_empty() {
+            self.tasks.extend(new);
+            self.waker.wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
+
+/// Waits until the reactor has looked at its rings, its timers and the wakes of other threads.
+async fn reactor_turn() {
+    let mut turn = None;
+    poll_fn(|cx| {
+        if turn.is_some() {
+            return Poll::Ready(());
+        }
+        turn = Some(ReactorTurn::begin(cx));
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Wakes its task with the reactor's next turn.
+///
+/// glommio has no call for that: waking oneself goes past the reactor. But a timer that is due is
+/// always found by the next turn, and keeps glommio from going to sleep.
+struct ReactorTurn {
+    /// Held for its destructor, which takes the timer back.
+    _timer: Timer,
+}
+
+impl ReactorTurn {
+    fn begin(cx: &mut Context<'_>) -> Self {
+        loop {
+            let mut timer = Timer::new(TICK);
+            let due = Instant::now() + TICK;
+            if pin!(&mut timer).poll(cx).is_pending() {
+                // Due before the reactor looks, or it would sleep for the rest of the tick.
+                while Instant::now() <= due {
+                    hint::spin_loop();
+                }
+                return Self { _timer: timer };
+            }
+            // Due before it was armed: this thread was interrupted. Once more.
+        }
+    }
+}
+
+/// Long enough that a timer is not due yet when it is armed.
+const TICK: Duration = Duration::from_nanos(150);

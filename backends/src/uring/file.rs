@@ -1,0 +1,174 @@
+//! One file of a uring shard.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+
+use alluvium_core::io::{AlignedBuf, IoFile, LockKind};
+use async_trait::async_trait;
+use bytes::Bytes;
+use rustix::io::Errno;
+
+use super::executor::Local;
+use super::op::{Buffer, Owned, Request, Target, submit};
+use crate::posix::{PosixFile, check_range};
+
+/// An open file, shared by its handle and the operations under way on it.
+///
+/// The ring's table holds the open file description as a descriptor does. So that the end of the
+/// last operation (or of the handle) ends the lock at once, and not when the kernel gets round to
+/// tidying its table, the destructor unlocks, empties the slot and closes, in this order.
+pub(super) struct OpenFile {
+    file: PosixFile,
+    /// Place in the ring's table.
+    slot: Option<u32>,
+    locked: Cell<bool>,
+    local: Rc<Local>,
+}
+
+impl OpenFile {
+    pub(super) fn slot(&self) -> Option<u32> {
+        self.slot
+    }
+}
+
+impl AsFd for OpenFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        if self.locked.get() {
+            self.file.unlock();
+        }
+        if let Some(slot) = self.slot {
+            self.local.ring.borrow_mut().unregister_file(slot);
+        }
+    }
+}
+
+impl fmt::Debug for OpenFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenFile")
+            .field("file", &self.file)
+            .field("slot", &self.slot)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A file opened by [`UringBackend`](super::UringBackend).
+#[derive(Debug)]
+pub struct UringFile {
+    file: Rc<OpenFile>,
+}
+
+impl UringFile {
+    pub(super) fn new(file: PosixFile, local: &Rc<Local>) -> Self {
+        let slot = local.ring.borrow_mut().register_file(file.as_fd());
+        Self {
+            file: Rc::new(OpenFile {
+                file,
+                slot,
+                locked: Cell::new(false),
+                local: Rc::clone(local),
+            }),
+        }
+    }
+
+    async fn run(&self, buffer: Buffer, request: Request) -> (io::Result<usize>, Option<Owned>) {
+        let target = Target::File(Rc::clone(&self.file));
+        submit(&self.file.local, Owned { target, buffer }, request).await
+    }
+
+    async fn write(&self, buf: Bytes, offset: u64, durable: bool) -> (io::Result<usize>, Bytes) {
+        if let Err(e) = check_range(offset) {
+            return (Err(e), buf);
+        }
+        let request = Request::Write { offset, durable };
+        match self.run(Buffer::Out(buf), request).await {
+            (result, Some(Owned { buffer, .. })) => match buffer {
+                Buffer::Out(buf) => (result, buf),
+                Buffer::In(_) | Buffer::None => (result, Bytes::new()),
+            },
+            (result, None) => (result, Bytes::new()),
+        }
+    }
+
+    async fn control(&self, request: Request) -> io::Result<()> {
+        self.run(Buffer::None, request).await.0.map(drop)
+    }
+}
+
+#[async_trait(?Send)]
+impl IoFile for UringFile {
+    fn alignment(&self) -> u32 {
+        self.file.file.alignment()
+    }
+
+    async fn read_at(
+        &self,
+        mut buf: AlignedBuf,
+        offset: u64,
+        len: usize,
+    ) -> (io::Result<usize>, AlignedBuf) {
+        buf.clear();
+        if len > buf.capacity() {
+            return (Err(Errno::INVAL.into()), buf);
+        }
+        if let Err(e) = check_range(offset) {
+            return (Err(e), buf);
+        }
+        let request = Request::Read { offset, len };
+        let (result, owned) = self.run(Buffer::In(buf), request).await;
+        let mut buf = match owned {
+            Some(Owned {
+                buffer: Buffer::In(buf),
+                ..
+            }) => buf,
+            _ => AlignedBuf::with_capacity(0),
+        };
+        // The kernel never counts more than it was asked for.
+        let result = result.map(|n| n.min(len).min(buf.capacity()));
+        buf.set_len(*result.as_ref().unwrap_or(&0));
+        (result, buf)
+    }
+
+    async fn write_at(&self, buf: Bytes, offset: u64) -> (io::Result<usize>, Bytes) {
+        self.write(buf, offset, false).await
+    }
+
+    async fn write_durable(&self, buf: Bytes, offset: u64) -> (io::Result<usize>, Bytes) {
+        self.write(buf, offset, true).await
+    }
+
+    async fn sync_data(&self) -> io::Result<()> {
+        self.control(Request::SyncData).await
+    }
+
+    async fn allocate(&self, len: u64) -> io::Result<()> {
+        let before = self.file.file.len()?;
+        let result = self.control(Request::Allocate { len }).await;
+        result.map_err(|e| self.file.file.undo_allocate(before, e))
+    }
+
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        // Not through the ring: its opcode is newer (6.9) than kernels that we support.
+        self.file.file.set_len(len)
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        self.file.file.len()
+    }
+
+    fn try_lock(&self, kind: LockKind) -> io::Result<bool> {
+        let taken = self.file.file.try_lock(kind)?;
+        if taken {
+            self.file.locked.set(true);
+        }
+        Ok(taken)
+    }
+}

@@ -1,0 +1,252 @@
+//! `stress`: one store under the load of W2 for as long as wanted, with segments that roll and are
+//! recycled and a reader that follows, watched from outside: memory, descriptors, pauses.
+//!
+//! A pause is an append that took longer than [`PAUSE`]. Two witnesses tell whose it was: the disk
+//! (another file, written durably all the time) and the machine (a thread that only sleeps). A
+//! pause that neither of them saw is the store's own.
+
+mod witness;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use alluvium::format::Batch;
+use alluvium::{Partition, Shards, Store};
+use alluvium_workloads::Payload;
+use bytesize::ByteSize;
+use futures_util::StreamExt;
+use tokio::task::JoinHandle;
+
+use crate::args::StressArgs;
+use crate::failure::{Failure, Outcome};
+use crate::output::{Output, grouped, size};
+use crate::target::{Target, close};
+use witness::{Pauses, Witnesses};
+
+/// Appends that take longer than this are told.
+pub(crate) const PAUSE: Duration = Duration::from_millis(10);
+
+/// Loads a new store below the target's directory, tells what it sees, and removes it.
+pub(crate) fn run(target: &Target, args: &StressArgs) -> Result<Outcome, Failure> {
+    let parent = target.named()?.dir;
+    let dir = Scratch::create(&parent)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::Other(format!("start the runtime: {e}")))?;
+    let result = runtime.block_on(stress(target, args, &dir.0));
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    result
+}
+
+/// A directory that is removed whatever happens.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn create(parent: &Path) -> Result<Self, Failure> {
+        let dir = parent.join(format!("alluvium-stress-{}", std::process::id()));
+        fs::create_dir(&dir).map_err(Failure::io("create", &dir))?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // The summary stands; who cannot remove it sees the directory's name.
+        fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcome, Failure> {
+    let (store, _) = Store::builder(dir.join("store"))
+        .configure(|c| {
+            c.shards = Shards::Count(1);
+            c.segment_bytes = args.segment_bytes.as_u64();
+            c.retention_bytes = Some(args.retention_bytes.as_u64());
+            c.retention_interval = Duration::from_millis(100);
+        })
+        .backend(target.backend())
+        .open()
+        .await?;
+    let mut out = Output::new();
+    out.line(&store.info().backend_reason)?;
+    let partition = store.create_partition(0).await?;
+    let witnesses = Witnesses::start(&dir.join("witness"))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let pauses = Arc::new(Pauses::default());
+    let producers: Vec<_> = (0..args.producers)
+        .map(|_| producer(&partition, &stop, &pauses))
+        .collect();
+    let follower = follower(&partition, &stop);
+
+    let until = Instant::now() + Duration::from_secs(args.seconds);
+    let mut samples = Vec::new();
+    let mut last_end = 0;
+    while Instant::now() < until {
+        let started = Instant::now();
+        let left = until.saturating_duration_since(started);
+        let interval = Duration::from_secs(args.interval).min(left);
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            _ = tokio::signal::ctrl_c() => break,
+        }
+        let end = partition.offsets().log_end();
+        let sample = Sample {
+            appends_per_s: per_second(end - last_end, started.elapsed()),
+            longest: pauses.take_longest(),
+            resident_bytes: resident_bytes()?,
+            descriptors: descriptors()?,
+        };
+        last_end = end;
+        out.line(sample)?;
+        out.flush()?;
+        samples.push(sample);
+    }
+    stop.store(true, Ordering::Relaxed);
+    for task in producers {
+        joined(task).await?;
+    }
+    let read = joined(follower).await?;
+    let offsets = partition.offsets();
+    drop(partition);
+    close(&store).await?;
+    let (disk, machine) = witnesses.stop()?;
+    out.line(format_args!(
+        "{} appends, {} removed by retention, {} read",
+        grouped(offsets.log_end()),
+        grouped(offsets.log_start()),
+        grouped(read),
+    ))?;
+    summarise(&mut out, &samples)?;
+    let judged = pauses.judge(&disk, &machine);
+    out.line(format_args!(
+        "appends over {} ms: {}; {} while the disk paused, {} while the machine did, {} our own",
+        PAUSE.as_millis(),
+        grouped(judged.all()),
+        grouped(judged.disk),
+        grouped(judged.machine),
+        grouped(judged.own),
+    ))?;
+    out.flush()?;
+    Ok(Outcome::Done)
+}
+
+fn producer(
+    partition: &Partition,
+    stop: &Arc<AtomicBool>,
+    pauses: &Arc<Pauses>,
+) -> JoinHandle<Result<u64, Failure>> {
+    let (partition, stop, pauses) = (partition.clone(), Arc::clone(stop), Arc::clone(pauses));
+    tokio::spawn(async move {
+        let payload = Payload::new(1);
+        let mut appended = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let batch =
+                Batch::from_values([payload.value()]).map_err(|e| Failure::Other(e.to_string()))?;
+            let started = Instant::now();
+            partition.append(batch).await?;
+            pauses.note(started, Instant::now());
+            appended += 1;
+        }
+        Ok(appended)
+    })
+}
+
+/// Reads what becomes durable; every checksum is verified on the way.
+fn follower(partition: &Partition, stop: &Arc<AtomicBool>) -> JoinHandle<Result<u64, Failure>> {
+    let (partition, stop) = (partition.clone(), Arc::clone(stop));
+    tokio::spawn(async move {
+        let mut subscription = partition.subscribe(0);
+        let mut read = 0;
+        while !stop.load(Ordering::Relaxed) {
+            // It waits no longer than the look at `stop` may be late.
+            let next = tokio::time::timeout(Duration::from_millis(100), subscription.next());
+            let fetched = match next.await {
+                Ok(Some(Ok(fetched))) => fetched,
+                Ok(Some(Err(alluvium::Error::OutOfRange { start, .. }))) => {
+                    // Retention was faster.
+                    subscription.seek(start);
+                    continue;
+                }
+                Ok(Some(Err(e))) => return Err(e.into()),
+                Ok(None) => break,
+                Err(_) => continue,
+            };
+            for record in fetched.records() {
+                record.map_err(|e| Failure::Other(e.to_string()))?;
+                read += 1;
+            }
+        }
+        Ok(read)
+    })
+}
+
+async fn joined(task: JoinHandle<Result<u64, Failure>>) -> Result<u64, Failure> {
+    let ended = task.await;
+    ended.map_err(|e| Failure::Other(format!("a task of the load: {e}")))?
+}
+
+/// One look at the process.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    appends_per_s: u64,
+    longest: Duration,
+    resident_bytes: u64,
+    descriptors: usize,
+}
+
+impl std::fmt::Display for Sample {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:>9} appends/s  longest {:>6.1} ms  resident {:>9}  {} descriptors",
+            grouped(self.appends_per_s),
+            self.longest.as_secs_f64() * 1e3,
+            size(self.resident_bytes),
+            self.descriptors,
+        )
+    }
+}
+
+/// Compares the end with the second quarter: the first fills caches and pools.
+fn summarise(out: &mut Output, samples: &[Sample]) -> Result<(), Failure> {
+    let quarter = samples.len() / 4;
+    let (Some(early), Some(late)) = (
+        samples.get(quarter..2 * quarter.max(1)),
+        samples.get(samples.len() - quarter.max(1)..),
+    ) else {
+        return Ok(());
+    };
+    let resident = |part: &[Sample]| part.iter().map(|s| s.resident_bytes).max().unwrap_or(0);
+    let all = || samples.iter().map(|s| s.descriptors);
+    out.line(format_args!(
+        "resident at most {} in the second quarter, {} in the last; {} to {} descriptors",
+        ByteSize(resident(early)),
+        ByteSize(resident(late)),
+        all().min().unwrap_or(0),
+        all().max().unwrap_or(0),
+    ))
+}
+
+fn per_second(count: u64, elapsed: Duration) -> u64 {
+    let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+    count.saturating_mul(1_000_000) / micros.max(1)
+}
+
+fn resident_bytes() -> Result<u64, Failure> {
+    let path = Path::new("/proc/self/status");
+    let status = fs::read_to_string(path).map_err(Failure::io("read", path))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|l| l.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    Ok(kib.unwrap_or(0) * 1024)
+}
+
+fn descriptors() -> Result<usize, Failure> {
+    let path = Path::new("/proc/self/fd");
+    Ok(fs::read_dir(path)
+        .map_err(Failure::io("read", path))?
+        .count())
+}
