@@ -7,7 +7,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use alluvium_backends::sim::{Sim, SimConfig};
-use alluvium_core::format::{BATCH_HEADER_LEN, BatchHeader, SEGMENT_HEADER_LEN, SegmentHeader};
+use alluvium_core::format::{
+    BATCH_HEADER_LEN, Batch, BatchHeader, SEGMENT_HEADER_LEN, SegmentHeader,
+};
 use alluvium_core::{
     Ack, Error, InspectRequest, OnCorruption, Partition, ReadLimits, Store, Visibility,
 };
@@ -224,7 +226,7 @@ fn visit(image: &Image, policy: OnCorruption, read_only: bool, honest: bool) {
             drop(p.inspect(InspectRequest::default()).await);
             drop(p.offset_for_timestamp(0).await);
             if !read_only {
-                drop(p.append(logs::batch(p.offsets().log_end(), 1)).await);
+                drop(p.append(Batch::from_values(["x"]).unwrap()).await);
             }
         }
         drop(store.close(Duration::from_secs(30)).await);
