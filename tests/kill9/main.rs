@@ -162,7 +162,7 @@ impl<'a> Killer<'a> {
             _ => self.rng.range(60, 3000),
         };
         for _ in 0..patience {
-            let Some(event) = victim.next().unwrap() else {
+            let Some(event) = victim.hear().unwrap() else {
                 panic!("the writer ended by itself: {:?}", self.judge.failures());
             };
             self.hear(event)?;

@@ -276,6 +276,11 @@ impl Mount {
         state.failures.insert(at, errno);
     }
 
+    /// From now on, syncs are answered and do nothing.
+    pub fn lie(&self) {
+        self.power.lock().disk.lying = true;
+    }
+
     /// Operations that failed on order.
     pub fn failed(&self) -> u64 {
         self.power.lock().failed

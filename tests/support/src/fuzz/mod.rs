@@ -13,8 +13,11 @@ pub use batch::{decode_batch, headers, walk_segment};
 pub use image::{open_image, open_index};
 pub use ops::ops_vs_model;
 
+/// A target: takes the bytes, panics when something does not hold.
+pub type Target = fn(&[u8]);
+
 /// Every target by name.
-pub const TARGETS: [(&str, fn(&[u8])); 6] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("decode_batch", decode_batch),
     ("walk_segment", walk_segment),
     ("headers", headers),

@@ -47,7 +47,7 @@ impl Victim {
     ///
     /// # Errors
     /// Those of reading the pipe.
-    pub fn next(&mut self) -> io::Result<Option<Event>> {
+    pub fn hear(&mut self) -> io::Result<Option<Event>> {
         let mut line = String::new();
         loop {
             line.clear();
@@ -74,7 +74,7 @@ impl Victim {
     /// Those of reading the pipe and of wait(2).
     pub fn last_words(mut self) -> io::Result<Vec<Event>> {
         let mut words = Vec::new();
-        while let Some(event) = self.next()? {
+        while let Some(event) = self.hear()? {
             words.push(event);
         }
         self.child.wait()?;

@@ -260,7 +260,7 @@ impl Log {
                     Ack::Written => offsets.written(),
                     Ack::Durable => offsets.durable(),
                 };
-                let undisturbed = cuts % 2 == 0 && cuts == self.cuts.get() && !self.early;
+                let undisturbed = cuts.is_multiple_of(2) && cuts == self.cuts.get() && !self.early;
                 if undisturbed && level > Ack::Accepted && reached < appended.end_offset() {
                     let text = format!("P2: {appended:?} is acknowledged, published {offsets:?}");
                     say(&Event::Violation { text });
