@@ -107,6 +107,7 @@ impl<'a, F: IoFile> Cursor<'a, F> {
                 return Ok(Some((next, batch.base_offset())));
             }
         }
+        let end = end.min(self.file_len().await.map_err(io_error)?);
         let mut at = (position + 1).next_multiple_of(alignment);
         while at < end {
             let header = self.header_at(at).await;
@@ -118,6 +119,12 @@ impl<'a, F: IoFile> Cursor<'a, F> {
             }
         }
         Ok(None)
+    }
+
+    /// Length of the file: whoever looks for what may stand anywhere looks no further, whatever a
+    /// header claims.
+    pub(crate) async fn file_len(&self) -> io::Result<u64> {
+        self.segment.file.len().await
     }
 
     async fn check_padding(&mut self, header: &BatchHeader, at: u64) -> Result<(), ReadError> {

@@ -192,6 +192,7 @@ async fn look_behind<F: IoFile>(
             proves_loss: true,
         }));
     }
+    let capacity = capacity.min(cursor.file_len().await?);
     while position + BATCH_HEADER_LEN as u64 <= capacity {
         if let Some(header) = cursor.header_at(position).await? {
             let claims = header

@@ -9,10 +9,13 @@
     reason = "a panic is how a test reports a failure"
 )]
 
+#[cfg(feature = "sim")]
+pub mod fuzz;
 pub mod io_conformance;
 pub mod logs;
 pub mod promises;
 pub mod store_conformance;
+pub mod stress;
 
 use std::sync::Mutex;
 

@@ -28,7 +28,7 @@ pub async fn close(store: &Store) {
 /// The value that every check writes at this offset.
 pub fn value(offset: u64) -> Vec<u8> {
     let mut value = format!("value {offset} ").into_bytes();
-    let padding = usize::try_from(offset * 37 % 1500).unwrap();
+    let padding = usize::try_from(offset.wrapping_mul(37) % 1500).unwrap();
     value.resize(value.len() + padding, b'.');
     value
 }

@@ -148,6 +148,11 @@ impl Life {
         id
     }
 
+    /// How many batches have been submitted.
+    pub fn submitted(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Whether `id` was submitted here.
     pub fn knows(&self, id: BatchId) -> bool {
         id.0 >> 32 == self.number && index(id) < self.entries.len()
