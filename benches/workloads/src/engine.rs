@@ -53,6 +53,8 @@ pub struct Setup {
     pub cache_bytes: Option<usize>,
     /// Size of a segment file in bytes; `None` leaves the contender's default.
     pub segment_bytes: Option<u64>,
+    /// What a partition keeps, in bytes; `None` keeps everything.
+    pub retention_bytes: Option<u64>,
 }
 
 /// Records to append as one batch. Cheap to clone.
@@ -121,6 +123,12 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
 
     /// Whether it can run the workload.
     fn runs(&self, workload: Workload) -> bool;
+
+    /// Whether it writes into the files of what retention removed. Then the closed loops measure it
+    /// as it runs for the rest of its life, and not while its first files come into being.
+    fn recycles(&self) -> bool {
+        false
+    }
 
     /// Opens it, creating what is missing, or what a crashed log left behind.
     fn open(&self, setup: &Setup) -> impl Future<Output = Result<Self::Log>> + Send;

@@ -45,6 +45,8 @@ pub struct Sizes {
     pub append_bytes_max: u64,
     /// The file that the raw disk is measured on; all of it is written before.
     pub raw_file_bytes: u64,
+    /// The files that a log which recycles its files goes round in, in the closed loops.
+    pub recycled_bytes: u64,
 }
 
 impl Default for Sizes {
@@ -54,6 +56,7 @@ impl Default for Sizes {
             reopen_bytes: vec![256 << 20],
             append_bytes_max: 4 << 30,
             raw_file_bytes: 256 << 20,
+            recycled_bytes: 256 << 20,
         }
     }
 }

@@ -31,6 +31,7 @@ fn plan(names: &[&str], rounds: usize) -> Plan {
         reopen_bytes: vec![1 << 20],
         append_bytes_max: 8 << 20,
         raw_file_bytes: 4 << 20,
+        recycled_bytes: 4 << 20,
     };
     let cases = names
         .iter()

@@ -86,6 +86,7 @@ fn plan(args: &CompareArgs) -> Result<Plan, Failure> {
         sizes.read_bytes = QUICK_BYTES;
         sizes.reopen_bytes = vec![QUICK_BYTES];
         sizes.raw_file_bytes = 2 * QUICK_BYTES;
+        sizes.recycled_bytes = 2 * QUICK_BYTES;
     }
     if let Some(size) = args.read_size {
         sizes.read_bytes = size.as_u64();

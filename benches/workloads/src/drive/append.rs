@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::join;
+use super::{FILL_RECORDS, join};
 use crate::case::{Case, Shape, Workload};
 use crate::engine::{Engine, Level, Log, Payload, Setup};
 use crate::error::{Error, Result};
@@ -10,23 +10,61 @@ use crate::measure::{Outcome, Run, histogram, record};
 
 /// Segments of W3k: so many partitions cannot have the default's space each.
 const MANY_PARTITIONS_SEGMENT_BYTES: u64 = 2 << 20;
+/// Segments that retention keeps where files are recycled; one more is in use.
+const SEGMENTS_KEPT: u64 = 3;
+/// Who fills each partition before.
+const WRITERS: u64 = 4;
 
 pub(crate) async fn closed_loop<E: Engine>(engine: &E, case: Case, run: &Run) -> Result<Outcome> {
     let Some(shape) = case.shape() else {
         return Err(Error::Peer(format!("{case} is no closed loop")));
     };
+    // A thousand partitions have too many files to write each several times.
+    let many = case.workload == Workload::W3k;
+    let recycled = (engine.recycles() && !many).then(|| {
+        (run.sizes.recycled_bytes / (SEGMENTS_KEPT + 1) / shape.partitions as u64)
+            .next_multiple_of(1 << 20)
+    });
     let setup = Setup {
         dir: run.dir.clone(),
         partitions: shape.partitions,
         cache_bytes: None,
-        segment_bytes: (case.workload == Workload::W3k).then_some(MANY_PARTITIONS_SEGMENT_BYTES),
+        segment_bytes: recycled.or(many.then_some(MANY_PARTITIONS_SEGMENT_BYTES)),
+        retention_bytes: recycled.map(|segment_bytes| SEGMENTS_KEPT * segment_bytes),
     };
     let log = engine.open(&setup).await?;
     warm_up(&log, shape.partitions).await?;
+    if recycled.is_some() {
+        write_all_files(&log, shape.partitions, run).await?;
+    }
     let outcome = produce(&log, shape, run).await?;
     log.close().await?;
     run.stop.check()?;
     Ok(outcome)
+}
+
+/// Writes so much that every file has been written before when it is used again.
+async fn write_all_files<L: Log>(log: &L, partitions: usize, run: &Run) -> Result<()> {
+    let payload = Payload::new(FILL_RECORDS);
+    let each = 2 * run.sizes.recycled_bytes / partitions as u64 / WRITERS;
+    let appends = each / payload.len_bytes() as u64;
+    let mut tasks = Vec::new();
+    for partition in 0..partitions {
+        for _ in 0..WRITERS {
+            let (log, payload, stop) = (log.clone(), payload.clone(), run.stop.clone());
+            tasks.push(tokio::spawn(async move {
+                for _ in 0..appends {
+                    stop.check()?;
+                    log.append(partition, &payload, Level::Written).await?;
+                }
+                Ok::<_, Error>(())
+            }));
+        }
+    }
+    for task in tasks {
+        task.await??;
+    }
+    log.sync().await
 }
 
 /// Files in place, first group written.
@@ -82,6 +120,7 @@ pub(crate) async fn bridge<E: Engine>(engine: &E, case: Case, run: &Run) -> Resu
         partitions: 1,
         cache_bytes: None,
         segment_bytes: None,
+        retention_bytes: None,
     };
     let log = engine.open(&setup).await?;
     log.ping().await?;

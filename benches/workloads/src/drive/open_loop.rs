@@ -29,6 +29,7 @@ pub(crate) async fn open_loop<E: Engine>(engine: &E, run: &Run) -> Result<Outcom
         partitions: 1,
         cache_bytes: None,
         segment_bytes: Some(SEGMENT_BYTES),
+        retention_bytes: None,
     };
     let log = engine.open(&setup).await?;
     let batches = fill_batches(run.sizes.read_bytes);

@@ -18,6 +18,7 @@ pub(crate) async fn read_warm<E: Engine>(engine: &E, run: &Run) -> Result<Outcom
         partitions: 1,
         cache_bytes: Some(usize::try_from(bytes).unwrap_or(usize::MAX)),
         segment_bytes: None,
+        retention_bytes: None,
     };
     let log = engine.open(&setup).await?;
     let batches = fill_batches(run.sizes.read_bytes);
@@ -36,6 +37,7 @@ pub(crate) async fn read_cold<E: Engine>(engine: &E, run: &Run) -> Result<Outcom
         partitions: 1,
         cache_bytes: None,
         segment_bytes: None,
+        retention_bytes: None,
     };
     let log = engine.open(&setup).await?;
     let batches = fill_batches(run.sizes.read_bytes);

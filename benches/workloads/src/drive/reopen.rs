@@ -21,6 +21,7 @@ pub(crate) async fn reopen<E: Engine>(engine: &E, case: Case, run: &Run) -> Resu
         partitions: 1,
         cache_bytes: None,
         segment_bytes: None,
+        retention_bytes: None,
     };
     let mut log = engine.open(&setup).await?;
     fill(&log, fill_batches(case.variant), run).await?;

@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 const CLOSE_PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks whether a crashed store has let go of its files.
 const CRASH_POLL: Duration = Duration::from_millis(1);
+/// Often enough that files are free again before they are needed.
+const RETENTION_INTERVAL: Duration = Duration::from_millis(20);
 /// What a reader asks for at a time.
 const READ_BYTES: usize = 4 << 20;
 
@@ -58,12 +60,20 @@ impl Engine for Alluvium {
         true
     }
 
+    fn recycles(&self) -> bool {
+        true
+    }
+
     async fn open(&self, setup: &Setup) -> Result<StoreLog> {
         let path = setup.dir.join("store");
         let (store, _) = Store::builder(&path)
             .configure(|config| {
                 if let Some(bytes) = setup.cache_bytes {
                     config.tail_cache_bytes_max = bytes;
+                }
+                if let Some(bytes) = setup.retention_bytes {
+                    config.retention_bytes = Some(bytes);
+                    config.retention_interval = RETENTION_INTERVAL;
                 }
                 if let Some(bytes) = setup.segment_bytes {
                     config.segment_bytes = bytes;
