@@ -60,7 +60,7 @@ pub struct StoreConfig {
     /// Largest group commit in bytes, padding included.
     pub group_bytes_max: u32,
     /// With a write in flight, the next group waits until it has this many bytes or the write is
-    /// done: grow the group before the depth.
+    /// done.
     pub group_bytes_min: u32,
     /// Write zeros ahead of the appends into a file that is new, so that an append changes no
     /// metadata of the file system: its durable write is about twice as fast. Costs twice the

@@ -16,12 +16,9 @@
 //! 3. A sync makes durable what was contiguously written when it *started*.
 //! 4. The first failure is final: no mark moves again, whatever completes later.
 
-mod linger;
-
 use std::collections::VecDeque;
 
 use crate::io::Durability;
-pub(crate) use linger::Linger;
 
 /// A place in a partition's stream of batches, control batches included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

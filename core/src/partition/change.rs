@@ -92,7 +92,6 @@ impl<B: IoBackend> Partition<B> {
             match request {
                 Request::Append(append) if n < waiting => {
                     state.queued_bytes -= append.batch.encoded_len();
-                    state.queued_appends -= 1;
                     refused.push(append);
                 }
                 request => state.queue.push_back(request),
@@ -431,7 +430,7 @@ impl<B: IoBackend> Partition<B> {
         }
         let mut state = self.state.borrow_mut();
         let queue = std::mem::take(&mut state.queue);
-        let (queued_bytes, queued_appends) = (state.queued_bytes, state.queued_appends);
+        let queued_bytes = state.queued_bytes;
         let watched = state.watched;
         // A recovery may bring back less than was visible.
         let mut cache = std::mem::replace(&mut state.cache, TailCache::new(self.tail(), 0));
@@ -439,7 +438,6 @@ impl<B: IoBackend> Partition<B> {
         *state = State::from_log(log, self.context.config.writes_in_flight_max, cache);
         state.queue = queue;
         state.queued_bytes = queued_bytes;
-        state.queued_appends = queued_appends;
         state.watched = watched;
         self.publish(state.offsets);
         Ok(state.recovery.clone())

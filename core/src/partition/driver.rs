@@ -28,8 +28,6 @@ enum Step<F> {
     Change(Change),
     Roll,
     Wait,
-    /// Let the event loop go round once and look again.
-    Linger,
     End,
 }
 
@@ -53,17 +51,6 @@ pub(super) async fn drive<B: IoBackend>(partition: Rc<Partition<B>>) {
             Step::Roll => partition.roll().await,
             Step::End => break,
             Step::Wait => poll_fn(|cx| partition.poll_event(&mut in_flight, cx)).await,
-            Step::Linger => {
-                partition.shard.backend.yield_now().await;
-                poll_fn(|cx| {
-                    // Only to take what has come; the next round of the loop decides.
-                    if partition.poll_event(&mut in_flight, cx).is_ready() {
-                        partition.wake.notify();
-                    }
-                    Poll::Ready(())
-                })
-                .await;
-            }
         }
         partition.after_step();
     }
@@ -160,19 +147,10 @@ impl<B: IoBackend> Partition<B> {
                         return Step::Write(write);
                     }
                 }
-                None => {
-                    return if self.lingers(state) {
-                        Step::Linger
-                    } else {
-                        Step::Wait
-                    };
-                }
+                None => return Step::Wait,
                 Some(Request::Append(_)) => {
-                    if self.lingers(state) {
-                        return Step::Linger;
-                    }
                     let config = &self.context.config;
-                    // Grow the group before the depth: with a write in flight, wait for more.
+                    // With a write in flight, a group that is too small waits for more.
                     let grow = state.pipeline.in_flight() > 0
                         && state.queued_bytes < config.group_bytes_min as usize;
                     let len_max = state.queued_bytes.saturating_add(CONTROL_BATCH_LEN);
@@ -347,22 +325,11 @@ impl<B: IoBackend> Partition<B> {
         }
         state.offsets.set_written(state.pipeline.written().offset);
         state.offsets.set_durable(state.pipeline.durable().offset);
-        let acknowledged = self.settle_waiters(state);
-        let (waiting, now) = (state.queued_appends, self.shard.backend.now());
-        state.linger.acknowledged(acknowledged, waiting, now);
+        self.settle_waiters(state);
     }
 
-    /// Whether to let the event loop go round before the next group is formed.
-    fn lingers(&self, state: &mut State<B::File>) -> bool {
-        state.pipeline.in_flight() == 0
-            && state
-                .linger
-                .should_wait(state.queued_appends, || self.shard.backend.now())
-    }
-
-    /// Answers everybody whose mark has been reached; returns how many of them were appends.
-    pub(super) fn settle_waiters(&self, state: &mut State<B::File>) -> usize {
-        let mut appends = 0;
+    /// Answers everybody whose mark has been reached.
+    pub(super) fn settle_waiters(&self, state: &mut State<B::File>) {
         let durable = state.pipeline.durable().count;
         let written = state.pipeline.written().count;
         // The published offsets never lag behind an acknowledgement.
@@ -375,7 +342,6 @@ impl<B: IoBackend> Partition<B> {
             let Some(waiter) = state.waiting_durable.pop_front() else {
                 break;
             };
-            appends += usize::from(matches!(waiter.kind, WaiterKind::Append(..)));
             self.settle_waiter(state, waiter);
         }
         while state
@@ -386,10 +352,8 @@ impl<B: IoBackend> Partition<B> {
             let Some(waiter) = state.waiting_written.pop_front() else {
                 break;
             };
-            appends += usize::from(matches!(waiter.kind, WaiterKind::Append(..)));
             self.settle_waiter(state, waiter);
         }
-        appends
     }
 
     fn settle_waiter(&self, state: &mut State<B::File>, waiter: Waiter) {
@@ -432,7 +396,6 @@ impl<B: IoBackend> Partition<B> {
             .collect();
         let queue = std::mem::take(&mut state.queue);
         state.queued_bytes = 0;
-        state.queued_appends = 0;
         drop(borrowed);
         for waiter in waiters {
             waiter.kind.refuse(unknown.clone());

@@ -61,7 +61,6 @@ impl<B: IoBackend> Partition<B> {
                 break;
             };
             state.queued_bytes -= append.batch.encoded_len();
-            state.queued_appends -= 1;
             if let Some(expected) = append.expected.filter(|e| *e != next_offset) {
                 let error = Error::WrongOffset {
                     expected,

@@ -42,7 +42,7 @@ pub(crate) use request::{AppendRequest, Change, Permit, Replies, Reply, Request}
 use cache::TailCache;
 use request::Waiter;
 
-use crate::commit::{Linger, Mark, Pipeline};
+use crate::commit::{Mark, Pipeline};
 use crate::error::{Corruption, Error, IoError};
 use crate::io::IoBackend;
 use crate::offset::Offsets;
@@ -182,9 +182,6 @@ struct State<F> {
     truncating: Option<u64>,
     /// Stretch of the active segment that zeros are being written to.
     zeroing: Option<(u64, u64)>,
-    linger: Linger,
-    /// Appends in the queue.
-    queued_appends: usize,
     /// The last attempt to make a spare ahead of need failed; the roll tries again.
     spare_failed: bool,
     recovery: PartitionReport,
@@ -238,8 +235,6 @@ impl<F: crate::io::IoFile> State<F> {
             preparing: false,
             truncating: None,
             zeroing: None,
-            linger: Linger::default(),
-            queued_appends: 0,
             spare_failed: false,
             recovery: log.report,
             damage: log.damage,
@@ -363,7 +358,6 @@ impl<B: IoBackend> Partition<B> {
         }
         if let Request::Append(append) = &request {
             state.queued_bytes += append.batch.encoded_len();
-            state.queued_appends += 1;
         }
         state.queue.push_back(request);
         drop(state);

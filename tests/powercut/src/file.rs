@@ -17,7 +17,7 @@ pub(crate) struct Content {
     /// Lengths since the last sync, oldest first.
     lengths: Vec<usize>,
     /// Versions of sectors since the last sync, oldest first.
-    versions: BTreeMap<usize, Vec<Box<Sector>>>,
+    versions: BTreeMap<usize, Vec<Sector>>,
 }
 
 impl Content {
@@ -76,7 +76,7 @@ impl Content {
 
     fn note(&mut self, sector: usize) {
         let at = sector * SECTOR;
-        let mut version = Box::new([0; SECTOR]);
+        let mut version = [0; SECTOR];
         let bytes = self.read(at, SECTOR);
         version[..bytes.len()].copy_from_slice(bytes);
         self.versions.entry(sector).or_default().push(version);

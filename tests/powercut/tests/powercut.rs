@@ -277,9 +277,9 @@ impl Bench {
         ));
         let mount = self.mount();
         mount.cut_in(operations);
-        errors
-            .iter()
-            .for_each(|(at, errno)| mount.fail_in(*at, *errno));
+        for (at, errno) in errors {
+            mount.fail_in(*at, *errno);
+        }
         let switch = mount.switch();
         let mut victim = self.start(behaviour);
         let pid = Pid::from_raw(i32::try_from(victim.pid()).unwrap()).unwrap();

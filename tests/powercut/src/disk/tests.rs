@@ -78,9 +78,9 @@ fn names_and_lengths_survive_once_they_are_synced() {
         );
         assert!([100, 4096].contains(&bytes(&left, file).len()));
         if name(&left, "g") {
-            kept += 1
+            kept += 1;
         } else {
-            lost += 1
+            lost += 1;
         }
         synced.sync(ROOT).expect("sync");
         synced.sync(file).expect("sync");
