@@ -278,7 +278,7 @@ impl Bench {
         let mount = self.mount();
         mount.cut_in(operations);
         for (at, errno) in errors {
-            mount.fail_in(*at, *errno);
+            mount.fail_in(at, errno);
         }
         let switch = mount.switch();
         let mut victim = self.start(behaviour);
