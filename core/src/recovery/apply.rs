@@ -180,7 +180,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         generation: generations.max(scan.generation).saturating_add(1),
         reserved_end: scan.reserved_end.max(scan.end_offset),
         next_number: inventory.next_number,
-        next_sequence: segment.header.sequence + 1,
+        next_sequence: segment.header.sequence.saturating_add(1),
         last_timestamp: scan.append_time_ms,
         link: scan.link,
         read_only,

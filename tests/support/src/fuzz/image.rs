@@ -262,7 +262,9 @@ async fn read_through(p: &Partition, honest: bool) {
     }
 }
 
-/// Index files are never evidence: whatever they hold, reads return what is in the segments.
+/// Index files are never evidence: whatever they hold, the store opens and no read returns anything
+/// but what is in the segments. Damage that no checksum covers up costs nothing; a forged checksum
+/// may at most turn a read into an error.
 pub fn open_index(data: &[u8]) {
     let mut input = Input(data);
     let mut image = sound().clone();
@@ -272,6 +274,7 @@ pub fn open_index(data: &[u8]) {
         .cloned()
         .collect();
     assert!(!indexes.is_empty(), "the image has no index");
+    let mut forged = false;
     for path in &indexes {
         let Some(bytes) = image.get_mut(path) else {
             continue;
@@ -288,6 +291,7 @@ pub fn open_index(data: &[u8]) {
                 if let Some(covered) = bytes.len().checked_sub(4) {
                     let crc = crc32(&bytes[..covered]);
                     bytes[covered..].copy_from_slice(&crc.to_le_bytes());
+                    forged = true;
                 }
             }
         }
@@ -299,12 +303,20 @@ pub fn open_index(data: &[u8]) {
         let (store, _) = opened.expect("an index cannot stop an opening");
         let p = store.partition(1).await.unwrap();
         let offsets = p.offsets();
-        logs::verify(&p, offsets.log_start(), offsets.log_end()).await;
+        if !forged {
+            logs::verify(&p, offsets.log_start(), offsets.log_end()).await;
+        }
         for at in offsets.log_start()..offsets.log_end() {
-            let fetched = p.read(at, ReadLimits::default(), Visibility::Durable).await;
-            let first = fetched.expect("sound segments").records().next();
+            let limits = ReadLimits::default();
+            let fetched = match p.read(at, limits, Visibility::Durable).await {
+                Ok(fetched) => fetched,
+                Err(Error::Corrupt(_)) if forged => continue,
+                Err(e) => panic!("{at} of sound segments: {e}"),
+            };
+            let first = fetched.records().next();
             let first = first.expect("a record").expect("sound");
             assert_eq!(first.offset, at);
+            assert_eq!(first.value[..], logs::value(at)[..]);
         }
         logs::close(&store).await;
     });

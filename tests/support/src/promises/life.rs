@@ -1,21 +1,10 @@
 //! One partition from creation to deletion: what was submitted, answered, shown and removed.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use alluvium_core::{Appended, Fetched, Offsets, Visibility};
 
-use super::{BatchShape, Seen, Violation};
-
-/// Names a batch: the life it was submitted to and its number there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BatchId(pub u64);
-
-impl fmt::Display for BatchId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "batch {}.{}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
-    }
-}
+use super::{BatchId, BatchShape, Seen, Violation};
 
 /// What has to be there after a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

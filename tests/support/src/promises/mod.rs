@@ -28,8 +28,8 @@ mod seen;
 
 use std::fmt;
 
-pub use life::{BatchId, Life, ReadStart, Survival};
-pub use payload::{BatchShape, payload};
+pub use life::{Life, ReadStart, Survival};
+pub use payload::{BatchId, BatchShape, payload};
 pub use seen::{Seen, observe};
 
 /// A broken promise.

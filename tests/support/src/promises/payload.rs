@@ -1,8 +1,18 @@
 //! Records that say which batch they belong to, with bytes that can be made again from that.
 
+use std::fmt;
+
 use alluvium_core::format::Batch;
 
-use super::BatchId;
+/// Names a batch: the life it was submitted to and its number there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BatchId(pub u64);
+
+impl fmt::Display for BatchId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "batch {}.{}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
+    }
+}
 
 /// What a batch is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
