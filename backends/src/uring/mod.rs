@@ -10,7 +10,7 @@
 //! 1. **What an operation names, it owns, and keeps until its completion was taken out**
 //!    (`in_flight`): buffer, open file, slot in the ring's table. Dropping the future that waits
 //!    for it changes only who is told.
-//! 2. **The ring is drained before anything is freed** ([`run`]): when `main` ends or panics, its
+//! 2. **The ring is drained before anything is freed** (`run`): when `main` ends or panics, its
 //!    future and the tasks are dropped first, then the loop waits for all operations. If the kernel
 //!    refuses to be waited for, what they own is leaked.
 //! 3. **A lock ends with the last operation** (`file`): a file leaves the ring's table when neither
