@@ -26,6 +26,13 @@ pub mod tokio;
 #[cfg(feature = "uring")]
 pub mod uring;
 
+#[cfg(any(
+    feature = "compio",
+    feature = "glommio",
+    feature = "tokio",
+    feature = "uring"
+))]
+mod map;
 mod open;
 mod posix;
 #[cfg(any(

@@ -37,6 +37,26 @@ pub enum OnCorruption {
     },
 }
 
+/// How sealed segments are read; the active one is always read as [`Direct`](Self::Direct) says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum SealedReads {
+    /// Large reads into buffers of the store, past the page cache where the file system allows it.
+    /// A reader that keeps a batch keeps a buffer of [`StoreConfig::read_chunk_bytes`].
+    #[default]
+    Direct,
+    /// Through memory maps: what is read again and again comes from the page cache, and batches
+    /// are slices of it. Each piece is fetched off the shard's thread and its checksums verified
+    /// before it is handed out.
+    ///
+    /// What it costs: pages that the kernel has dropped are read again when a batch is looked at,
+    /// on the thread that looks, and a disk that fails then kills the process (`SIGBUS`). The file
+    /// of a segment is not reused while a reader holds a batch of it. Nobody else may shorten the
+    /// files: there is no protection from that. Where a file cannot be mapped it is read as
+    /// [`Direct`](Self::Direct) says.
+    Mmap,
+}
+
 /// Settings of a store. [`StoreConfig::default`] suits a broker on a server with an SSD.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -90,6 +110,8 @@ pub struct StoreConfig {
     /// Unit of reads from a segment, in bytes. A reader gets slices of such a unit: as long as it
     /// keeps one batch, it keeps the memory of the whole.
     pub read_chunk_bytes: usize,
+    /// How sealed segments are read.
+    pub sealed_reads: SealedReads,
     /// How many units a sequential reader has read ahead of it; 0 for none. Readers are sequential
     /// that subscribe, or that take up where their last read from the disk ended.
     pub read_ahead_chunks: usize,
@@ -121,6 +143,7 @@ impl Default for StoreConfig {
             on_corruption: OnCorruption::Refuse,
             index_interval_bytes: 32 << 10,
             read_chunk_bytes: 1 << 20,
+            sealed_reads: SealedReads::Direct,
             read_ahead_chunks: 8,
             read_ahead_bytes_max: 16 << 20,
         }

@@ -79,7 +79,7 @@ pub use bridge::{
     AppendOptions, BlockingPool, Partition, PendingAppend, PoolError, SpawnThread, Subscription,
     TryAppendError,
 };
-pub use config::{OnCorruption, Shards, StoreConfig};
+pub use config::{OnCorruption, SealedReads, Shards, StoreConfig};
 pub use error::{Corruption, CorruptionKind, Error, ErrorClass, IoError, Result};
 pub use metrics::ShardStats;
 pub use offset::Offsets;

@@ -4,19 +4,21 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use alluvium_core::io::{
-    Capabilities, DirEntry, EntryKind, FsSpace, IoBackend, LocalFuture, OpenOptions,
+    Capabilities, DirEntry, EntryKind, FileMap, FsSpace, IoBackend, LocalFuture, OpenOptions,
 };
 use async_trait::async_trait;
 
 use super::op::{Control, InFlight, Request, submit};
 use super::tasks::Tasks;
 use super::{CompioFactory, CompioFile};
+use crate::map;
 use crate::posix::{self, PosixFile};
 
 /// What the event loop and the backend of one shard share.
@@ -115,6 +117,21 @@ impl IoBackend for CompioBackend {
         .await
         .0
         .map(drop)
+    }
+
+    fn map(&self, path: &Path, len: usize) -> io::Result<FileMap> {
+        map::map(path, len)
+    }
+
+    fn is_mapped(&self, path: &Path) -> bool {
+        map::is_mapped(path)
+    }
+
+    async fn populate(&self, map: &FileMap, range: Range<usize>) -> io::Result<()> {
+        let map = map.clone();
+        let populated = compio::runtime::spawn_blocking(move || map::populate(&map, range));
+        let lost = |_| Err(io::Error::other("the call was lost"));
+        populated.await.unwrap_or_else(lost)
     }
 
     async fn space(&self, path: &Path) -> io::Result<FsSpace> {

@@ -4,13 +4,14 @@ use std::cell::RefCell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
 use alluvium_core::io::{
-    Capabilities, DirEntry, EntryKind, FsSpace, IoBackend, LocalFuture, OpenOptions,
+    Capabilities, DirEntry, EntryKind, FileMap, FsSpace, IoBackend, LocalFuture, OpenOptions,
 };
 use async_trait::async_trait;
 use glommio::timer::Timer;
@@ -18,6 +19,7 @@ use glommio::timer::Timer;
 use super::file::{Handle, lost};
 use super::tasks::Incoming;
 use super::{GlommioFactory, GlommioFile};
+use crate::map;
 use crate::posix;
 
 /// What the event loop, the backend and the files of one shard share.
@@ -105,6 +107,24 @@ impl IoBackend for GlommioBackend {
         let submitted = self.local.incoming.submit(async move {
             glommio::executor()
                 .spawn_blocking(move || posix::sync_dir(&dir))
+                .await
+        });
+        submitted.await.unwrap_or_else(lost)
+    }
+
+    fn map(&self, path: &Path, len: usize) -> io::Result<FileMap> {
+        map::map(path, len)
+    }
+
+    fn is_mapped(&self, path: &Path) -> bool {
+        map::is_mapped(path)
+    }
+
+    async fn populate(&self, map: &FileMap, range: Range<usize>) -> io::Result<()> {
+        let map = map.clone();
+        let submitted = self.local.incoming.submit(async move {
+            glommio::executor()
+                .spawn_blocking(move || map::populate(&map, range))
                 .await
         });
         submitted.await.unwrap_or_else(lost)

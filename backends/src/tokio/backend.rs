@@ -3,17 +3,19 @@
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use alluvium_core::io::{
-    Capabilities, DirEntry, EntryKind, FsSpace, IoBackend, LocalFuture, OpenOptions,
+    Capabilities, DirEntry, EntryKind, FileMap, FsSpace, IoBackend, LocalFuture, OpenOptions,
 };
 use async_trait::async_trait;
 use tokio::task::JoinError;
 
 use super::{TokioFactory, TokioFile};
+use crate::map;
 use crate::posix::{self, PosixFile};
 
 /// tokio on a shard's thread; made by [`TokioFactory`].
@@ -81,6 +83,20 @@ impl IoBackend for TokioBackend {
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         offload(dir, posix::sync_dir).await
+    }
+
+    fn map(&self, path: &Path, len: usize) -> io::Result<FileMap> {
+        map::map(path, len)
+    }
+
+    fn is_mapped(&self, path: &Path) -> bool {
+        map::is_mapped(path)
+    }
+
+    async fn populate(&self, map: &FileMap, range: Range<usize>) -> io::Result<()> {
+        let map = map.clone();
+        let populated = tokio::task::spawn_blocking(move || map::populate(&map, range));
+        populated.await.map_err(lost)?
     }
 
     async fn space(&self, path: &Path) -> io::Result<FsSpace> {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -11,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use alluvium_core::io::{
-    Arena, Capabilities, DirEntry, EntryKind, FsSpace, IoBackend, LocalFuture, OpenOptions,
+    Arena, Capabilities, DirEntry, EntryKind, FileMap, FsSpace, IoBackend, LocalFuture, OpenOptions,
 };
 use async_trait::async_trait;
 
@@ -19,6 +20,7 @@ use super::executor::Local;
 use super::op::{Buffer, Owned, Request, Target, submit};
 use super::timers::TimerKey;
 use super::{UringFactory, UringFile};
+use crate::map;
 use crate::posix::{self, PosixFile};
 
 /// io_uring on a shard's thread; made by [`UringFactory`].
@@ -99,6 +101,34 @@ impl IoBackend for UringBackend {
         let (result, owned) = submit(&self.local, owned, Request::SyncAll).await;
         drop(owned);
         result.map(drop)
+    }
+
+    fn map(&self, path: &Path, len: usize) -> io::Result<FileMap> {
+        map::map(path, len)
+    }
+
+    fn is_mapped(&self, path: &Path) -> bool {
+        map::is_mapped(path)
+    }
+
+    async fn populate(&self, map: &FileMap, range: Range<usize>) -> io::Result<()> {
+        for advice in map::POPULATE {
+            let owned = Owned {
+                target: Target::Memory,
+                buffer: Buffer::Map(map.clone()),
+            };
+            let request = Request::Advise {
+                start: range.start,
+                end: range.end,
+                advice: (advice as u32).cast_signed(),
+            };
+            // What is not mapped is not advised upon.
+            map::address(map, range.clone())?;
+            let (result, owned) = submit(&self.local, owned, request).await;
+            drop(owned);
+            result?;
+        }
+        Ok(())
     }
 
     async fn space(&self, path: &Path) -> io::Result<FsSpace> {

@@ -92,7 +92,7 @@ impl UringFile {
         match self.run(Buffer::Out(buf), request).await {
             (result, Some(Owned { buffer, .. })) => match buffer {
                 Buffer::Out(buf) => (result, buf),
-                Buffer::In(_) | Buffer::None => (result, Bytes::new()),
+                Buffer::In(_) | Buffer::Map(_) | Buffer::None => (result, Bytes::new()),
             },
             (result, None) => (result, Bytes::new()),
         }

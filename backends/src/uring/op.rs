@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use alluvium_core::io::{AlignedBuf, Arena};
+use alluvium_core::io::{AlignedBuf, Arena, FileMap};
 use bytes::Bytes;
 use io_uring::opcode;
 use io_uring::squeue::{Entry, Flags};
@@ -24,6 +24,8 @@ use crate::posix::TRANSFER_BYTES_MAX;
 pub(super) enum Target {
     File(Rc<OpenFile>),
     Dir(OwnedFd),
+    /// No file: the buffer alone.
+    Memory,
 }
 
 /// Memory that an operation reads or writes. The bytes are on the heap, behind a pointer that does
@@ -33,6 +35,7 @@ pub(super) enum Buffer {
     None,
     In(AlignedBuf),
     Out(Bytes),
+    Map(FileMap),
 }
 
 /// What an operation owns until the kernel is done with it.
@@ -55,6 +58,12 @@ pub(super) enum Request {
     SyncAll,
     /// `fallocate` of `[0, len)`
     Allocate { len: u64 },
+    /// `madvise` of a range of the buffer, which must be `Map`.
+    Advise {
+        start: usize,
+        end: usize,
+        advice: i32,
+    },
 }
 
 /// `RWF_DSYNC` as a submission entry takes it.
@@ -70,6 +79,7 @@ impl Owned {
                 None => (Fd(file.as_fd().as_raw_fd()), Flags::empty()),
             },
             Target::Dir(fd) => (Fd(fd.as_raw_fd()), Flags::empty()),
+            Target::Memory => (Fd(-1), Flags::empty()),
         };
         let entry = match (request, &mut self.buffer) {
             (Request::Read { offset, len }, Buffer::In(buf)) => {
@@ -95,7 +105,12 @@ impl Owned {
             (Request::SyncData, _) => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
             (Request::SyncAll, _) => opcode::Fsync::new(fd).build(),
             (Request::Allocate { len }, _) => opcode::Fallocate::new(fd, len).build(),
-            (Request::Read { .. } | Request::Write { .. }, _) => {
+            (Request::Advise { start, end, advice }, Buffer::Map(map)) => {
+                let bytes = map.as_ref().get(start..end).unwrap_or_default();
+                let len = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
+                opcode::Madvise::new(bytes.as_ptr().cast(), len, advice).build()
+            }
+            (Request::Read { .. } | Request::Write { .. } | Request::Advise { .. }, _) => {
                 unreachable!("a transfer without its buffer")
             }
         };

@@ -15,6 +15,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -26,6 +27,7 @@ use bytes::Bytes;
 
 use super::arena::Arena;
 use super::buf::AlignedBuf;
+use super::map::FileMap;
 
 /// A boxed future that stays on its thread.
 pub type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -209,6 +211,29 @@ pub trait IoBackend: 'static {
 
     /// Makes all completed creations, renames and removals in `dir` durable.
     async fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Maps a file of at least `len` bytes into memory for reading, without taking a lock on it and
+    /// without reading it; see [`FileMap`] for what must not be done to the file. A file that is
+    /// shorter is `InvalidInput`. `Unsupported`, the default, where there is no such thing: files
+    /// are read by [`IoFile::read_at`] then.
+    fn map(&self, path: &Path, len: usize) -> io::Result<FileMap> {
+        let _ = (path, len);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Waits, off this thread, until a range of a mapping is in memory. What the disk cannot read is
+    /// an error here (a plain access would kill the process). The kernel may drop the pages again
+    /// when memory is short. Dropping the future does not stop what was begun.
+    async fn populate(&self, map: &FileMap, range: Range<usize>) -> io::Result<()> {
+        let _ = (map, range);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Whether a mapping of this file, made by any backend of this process, is still held.
+    fn is_mapped(&self, path: &Path) -> bool {
+        let _ = path;
+        false
+    }
 
     /// Space on the file system of `path`.
     async fn space(&self, path: &Path) -> io::Result<FsSpace>;

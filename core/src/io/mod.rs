@@ -12,6 +12,7 @@ pub mod arena;
 pub mod backend;
 pub mod buf;
 pub mod file;
+pub mod map;
 
 pub use arena::Arena;
 pub use backend::{
@@ -20,3 +21,4 @@ pub use backend::{
 };
 pub use buf::{AlignedBuf, BUFFER_ALIGNMENT, BufPool};
 pub use file::{Durability, FailStop};
+pub use map::FileMap;

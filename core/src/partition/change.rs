@@ -118,7 +118,7 @@ impl<B: IoBackend> Partition<B> {
                     return Err(Error::NoSpace { path });
                 }
                 let oldest = state.sealed.remove(0);
-                match Segment::try_into_file(oldest) {
+                match Segment::try_into_file(oldest, self.shard.backend.as_ref()) {
                     Ok((file, path)) => SpareFile {
                         file,
                         path,

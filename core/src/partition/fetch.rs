@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Fetched, Mode, Partition, ReadLimits, Visibility};
+use crate::config::SealedReads;
 use crate::error::{Error, Result};
 use crate::io::IoBackend;
 use crate::offset::Offsets;
@@ -193,11 +194,7 @@ impl<B: IoBackend> Partition<B> {
             [position, end, ..] => (position, end),
             _ => (0, 0),
         };
-        let read = segment.read_raw(&self.context.pool, position, piece_end);
-        let raw = read
-            .await
-            .map_err(|e| Error::io("read", &segment.path, e))?;
-        self.shard.stats.read_from_disk();
+        let raw = self.read_raw(&segment, position, piece_end).await?;
         let first = Piece::new(segment.header, raw, position, piece_end);
         Ok(Located::Disk(Box::new(OnDisk {
             start,
@@ -230,9 +227,7 @@ impl<B: IoBackend> Partition<B> {
             return Ok(None);
         };
         let Wanted { start, end, .. } = wanted;
-        let read = segment.read_raw(&self.context.pool, start, end).await;
-        let (start, bytes) = read.map_err(|e| Error::io("read", &segment.path, e))?;
-        self.shard.stats.read_from_disk();
+        let (start, bytes) = self.read_raw(&segment, start, end).await?;
         Ok(Some(RawPiece {
             // That of the end: what was cut away while the disk was read must not be believed.
             epoch: self.tail.epoch(),
@@ -240,5 +235,25 @@ impl<B: IoBackend> Partition<B> {
             bytes,
             ahead,
         }))
+    }
+
+    /// The bytes of a segment that cover `[start, end)`, and where they start.
+    async fn read_raw(
+        &self,
+        segment: &Rc<Segment<B::File>>,
+        start: u64,
+        end: u64,
+    ) -> Result<(u64, Bytes)> {
+        let (backend, context) = (self.shard.backend.as_ref(), &self.context);
+        let mapped = context.config.sealed_reads == SealedReads::Mmap && {
+            let state = self.state.borrow();
+            // The newest is appended to, and written to by recoveries.
+            let newest = state.segments().next_back();
+            newest.is_some_and(|newest| !Rc::ptr_eq(newest, segment))
+        };
+        let read = segment.read_raw(backend, &context.pool, (start, end), mapped);
+        let read = read.await;
+        self.shard.stats.read_from_disk();
+        read.map_err(|e| Error::io("read", &segment.path, e))
     }
 }

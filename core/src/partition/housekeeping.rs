@@ -136,7 +136,7 @@ impl<B: IoBackend> Partition<B> {
         let mut removed = Vec::new();
         for segment in std::mem::take(&mut state.retired) {
             let fits = segment.header.capacity_bytes == config.segment_bytes;
-            match Segment::try_into_file(segment) {
+            match Segment::try_into_file(segment, self.shard.backend.as_ref()) {
                 Err(read) => state.retired.push(read),
                 Ok((file, path)) => {
                     if fits && !file.has_failed() && state.spares.len() < config.spare_segments_max

@@ -411,7 +411,9 @@ async fn make_writable<B: IoBackend>(
         }
     }
     for found in unused {
-        let fits = found.len == config.segment_bytes && found.header.is_ok();
+        // A reader of before may hold bytes of it still.
+        let free = !backend.is_mapped(&found.path);
+        let fits = free && found.len == config.segment_bytes && found.header.is_ok();
         if fits && log.spares.len() < config.spare_segments_max.max(1) {
             log.spares.push(SpareFile {
                 file: found.file,

@@ -15,7 +15,7 @@ mod piece;
 mod scan;
 mod spare;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -30,7 +30,7 @@ pub(crate) use spare::{SpareFile, SpareRequest, ZERO_CHUNK_BYTES, prepare_spare,
 
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{SEGMENT_HEADER_LEN, SegmentHeader, StoredBatch};
-use crate::io::{BufPool, FailStop, IoBackend, IoFile};
+use crate::io::{BufPool, FailStop, FileMap, IoBackend, IoFile};
 
 /// A segment that belongs to the log: its file, header, and how far it counts.
 ///
@@ -46,6 +46,8 @@ pub(crate) struct Segment<F> {
     pub(crate) end_position: Cell<u64>,
     /// `None` until it is loaded or rebuilt.
     index: RefCell<Option<SparseIndex>>,
+    /// Empty until the first try; `None` when the file cannot be mapped.
+    map: OnceCell<Option<FileMap>>,
 }
 
 impl<F: IoFile> Segment<F> {
@@ -64,6 +66,7 @@ impl<F: IoFile> Segment<F> {
             end_offset: Cell::new(end_offset),
             end_position: Cell::new(end_position),
             index: RefCell::new(index),
+            map: OnceCell::new(),
         }
     }
 
@@ -245,9 +248,17 @@ impl<F: IoFile> Segment<F> {
         })
     }
 
-    /// Takes the segment apart when nobody else reads it.
-    pub(crate) fn try_into_file(this: Rc<Self>) -> Result<(FailStop<F>, PathBuf), Rc<Self>> {
-        Rc::try_unwrap(this).map(|s| (s.file, s.path))
+    /// Takes the segment apart when nobody else reads it, and nobody holds bytes of its file.
+    pub(crate) fn try_into_file<B: IoBackend<File = F>>(
+        this: Rc<Self>,
+        backend: &B,
+    ) -> Result<(FailStop<F>, PathBuf), Rc<Self>> {
+        let mut segment = Rc::try_unwrap(this)?;
+        drop(segment.map.take());
+        if backend.is_mapped(&segment.path) {
+            return Err(Rc::new(segment));
+        }
+        Ok((segment.file, segment.path))
     }
 }
 

@@ -13,7 +13,7 @@ use super::cursor::{ReadError, check_owner, position_after};
 use super::{Segment, SparseIndex};
 use crate::error::CorruptionKind;
 use crate::format::{BATCH_HEADER_LEN, BatchHeader, FormatError, SegmentHeader, StoredBatch};
-use crate::io::{BUFFER_ALIGNMENT, BufPool, IoFile};
+use crate::io::{BUFFER_ALIGNMENT, BufPool, IoBackend, IoFile};
 
 /// Where a segment is cut, from the piece that holds a certain offset on.
 #[derive(Debug, Clone)]
@@ -104,17 +104,40 @@ impl<F: IoFile> Segment<F> {
         })
     }
 
-    /// The bytes of the file that cover `[start, end)`, and where they start.
-    pub(crate) async fn read_raw(
+    /// The bytes of the file that cover `[start, end)`, and where they start. Of its mapping if
+    /// `mapped`, which only a sealed segment may be.
+    pub(crate) async fn read_raw<B: IoBackend<File = F>>(
         &self,
+        backend: &B,
         pool: &BufPool,
-        start: u64,
-        end: u64,
+        (start, end): (u64, u64),
+        mapped: bool,
     ) -> io::Result<(u64, Bytes)> {
         let from = start - start % ALIGNMENT;
         let len = usize::try_from(covered(start, end)).unwrap_or(usize::MAX);
+        if mapped && let Some(bytes) = self.read_mapped(backend, from, len).await {
+            return Ok((from, bytes));
+        }
         let buf = self.file.read_at(pool.take(len), from, len).await?;
         Ok((from, buf.freeze()))
+    }
+
+    /// Bytes of the mapping, in memory; `None` when it does not work, for whatever reason: reading
+    /// the file tells it better.
+    async fn read_mapped<B: IoBackend<File = F>>(
+        &self,
+        backend: &B,
+        from: u64,
+        len: usize,
+    ) -> Option<Bytes> {
+        let whole = usize::try_from(self.header.capacity_bytes).ok()?;
+        let map = self.map.get_or_init(|| backend.map(&self.path, whole).ok());
+        let map = map.as_ref()?;
+        let start = usize::try_from(from).ok()?;
+        let range = start..start.checked_add(len)?;
+        let bytes = map.bytes(range.clone())?;
+        backend.populate(map, range).await.ok()?;
+        Some(bytes)
     }
 }
 

@@ -10,6 +10,7 @@ mod cancellation;
 mod directories;
 mod files;
 mod locks;
+mod maps;
 mod shards;
 mod tasks;
 mod transfers;
@@ -62,6 +63,7 @@ pub fn run_with<F: BackendFactory>(factory: &F, dir: &Path, allowances: Allowanc
     files::all(&mut suite);
     transfers::all(&mut suite);
     locks::all(&mut suite);
+    maps::all(&mut suite);
     cancellation::all(&mut suite);
     tasks::all(&mut suite);
     shards::all(&mut suite);

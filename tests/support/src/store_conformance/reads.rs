@@ -1,6 +1,6 @@
 //! Reads: limits, ranges, many segments, timestamps.
 
-use alluvium_core::{Error, ErrorClass, ReadLimits, Visibility};
+use alluvium_core::{Error, ErrorClass, Fetched, Partition, ReadLimits, SealedReads, Visibility};
 
 use super::{Ctx, Host, Suite, batch, checks, close, fill, stamped, value, verify};
 
@@ -14,6 +14,7 @@ pub(super) fn all<H: Host + Clone + 'static>(suite: &mut Suite<'_, H>) {
         timestamps_are_found,
         timestamps_that_go_back_are_found,
         the_logs_clock_is_not_the_producers,
+        mapped_segments_are_read_and_not_reused_under_a_reader,
     );
 }
 
@@ -250,5 +251,72 @@ async fn the_logs_clock_is_not_the_producers<H: Host>(ctx: Ctx<H>) {
         stamps[1] < future,
         "one wrong clock out there does not stop the log's"
     );
+    close(&store).await;
+}
+
+/// Every record of what was fetched has the value of its offset.
+fn unchanged(held: &[Fetched]) {
+    for fetched in held {
+        for record in fetched.records() {
+            let record = record.unwrap();
+            assert_eq!(record.value[..], value(record.offset)[..]);
+        }
+    }
+}
+
+/// Removes all of the log, and writes so much that its files would be used again.
+async fn replace_all<H: Host>(ctx: &Ctx<H>, p: &Partition) {
+    for _ in 0..3 {
+        p.trim_before(p.offsets().log_end()).await.unwrap();
+        fill(p, 300, 5).await;
+    }
+    let segments = p.describe().await.unwrap().segments;
+    assert!(segments > 3, "{segments} segments");
+    let end = p.offsets().log_end();
+    verify(p, end - 300, end).await;
+    ctx.host.pause(std::time::Duration::from_millis(1)).await;
+}
+
+async fn mapped_segments_are_read_and_not_reused_under_a_reader<H: Host>(ctx: Ctx<H>) {
+    let mapped = |config: &mut alluvium_core::StoreConfig| {
+        config.sealed_reads = SealedReads::Mmap;
+        config.spare_segments_max = 4;
+    };
+    let store = ctx.open_with(mapped).await;
+    let p = store.create_partition(1).await.unwrap();
+    fill(&p, 500, 3).await;
+    for from in [0, 499, 123] {
+        verify(&p, from, 500).await;
+    }
+    let mut held = Vec::new();
+    for from in [0, 100, 200] {
+        let fetched = p.read(from, limits(8 << 10, u64::MAX), Visibility::Durable);
+        held.push(fetched.await.unwrap());
+    }
+    assert!(store.stats().await.unwrap()[0].reads_from_disk > 0);
+    replace_all(&ctx, &p).await;
+    unchanged(&held);
+
+    // A reader may keep what it has longer than the store stays open.
+    let (log_start, log_end) = (p.offsets().log_start(), p.offsets().log_end());
+    for from in [log_start, log_start + 100] {
+        let fetched = p.read(from, limits(8 << 10, u64::MAX), Visibility::Durable);
+        held.push(fetched.await.unwrap());
+    }
+    let (store, p) = ctx.reopen(store).await;
+    verify(&p, log_start, log_end).await;
+    replace_all(&ctx, &p).await;
+    let (store, p) = ctx.reopen(store).await;
+    replace_all(&ctx, &p).await;
+    unchanged(&held);
+    drop(held);
+    p.trim_before(p.offsets().log_end()).await.unwrap();
+    let few = async || {
+        // Files that were read are let go with the next roll.
+        fill(&p, 100, 5).await;
+        p.trim_before(p.offsets().log_end()).await.unwrap();
+        ctx.files_like(".seg") <= 4
+    };
+    ctx.eventually("files that nobody reads any more go", few).await;
     close(&store).await;
 }
