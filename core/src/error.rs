@@ -238,6 +238,15 @@ pub enum Error {
         /// Why.
         cause: IoError,
     },
+    /// Deleting the partition failed half-way: it takes no requests any more, and is there or not
+    /// after the next opening. Deleting it once more may succeed.
+    #[error("partition {id}: closed, but not known to be deleted ({cause}); delete it again")]
+    DeletionUnknown {
+        /// The partition.
+        id: u64,
+        /// Why.
+        cause: IoError,
+    },
     /// The store or partition was opened for reading only.
     #[error("partition {id} is open for reading only")]
     ReadOnly {
@@ -324,6 +333,7 @@ impl Error {
             | Self::WrongOffset { .. }
             | Self::Io { .. } => ErrorClass::NotApplied,
             Self::OutcomeUnknown { .. }
+            | Self::DeletionUnknown { .. }
             | Self::ShardDead { .. }
             | Self::ClosedInFlight
             | Self::CloseTimeout { .. } => ErrorClass::OutcomeUnknown,

@@ -235,7 +235,9 @@ impl Store {
     /// the same id has nothing to do with the old one.
     ///
     /// # Errors
-    /// [`Error::PartitionNotFound`] when it, in this incarnation, is not there.
+    /// [`Error::PartitionNotFound`] when it, in this incarnation, is not there;
+    /// [`Error::DeletionUnknown`] when the system refuses: deleting can be tried again, with the
+    /// same handle.
     pub async fn delete_partition(&self, partition: &Partition) -> Result<()> {
         let (id, incarnation) = (partition.id(), partition.incarnation());
         self.shard_of(id)?

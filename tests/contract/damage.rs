@@ -302,3 +302,58 @@ fn two_directories_of_one_partition_are_refused() {
     assert!(matches!(c.found, CorruptionKind::Misplaced(_)), "{e}");
     assert!(snapshot(&sim) == files);
 }
+
+/// A group that came to nothing, and in its place the beginning of a second one: of the last write
+/// only the first sector reached the disk. Nothing that was acknowledged is missing.
+#[test]
+fn parts_of_two_groups_at_one_place_are_a_torn_write() {
+    // The same log twice; only the time of the group differs, as after a crash and a retry.
+    let image = |later: u64| {
+        let sim = machine(11);
+        let mut before = 0;
+        sim.block_on(async {
+            let (store, _) = try_open(&sim, tiny).await.unwrap();
+            let p = store.create_partition(1).await.unwrap();
+            fill(&p, 4, 1).await;
+            sim.sleep(std::time::Duration::from_millis(200 + later))
+                .await;
+            before = p.describe().await.unwrap().used_bytes;
+            let group = [40, 900, 900].map(|len| {
+                let batch = alluvium::format::Batch::from_values([vec![b'x'; len]]).unwrap();
+                p.try_append(batch, alluvium::Ack::Durable.into()).unwrap()
+            });
+            futures_util::future::try_join_all(group).await.unwrap();
+            sim.power_loss();
+        });
+        (snapshot(&sim), before)
+    };
+    let ((old, _), (new, used)) = (image(0), image(5000));
+    let segment = |files: &Files| {
+        let is = |path: &&PathBuf| {
+            let header = SegmentHeader::decode(&files[*path]);
+            header.is_ok_and(|h| h.kind == SegmentKind::Log)
+        };
+        let like = |path: &&PathBuf| path.to_string_lossy().ends_with(".seg");
+        files.keys().filter(like).find(is).unwrap().clone()
+    };
+    let path = segment(&old);
+    assert_eq!(path, segment(&new));
+    let at = usize::try_from(used).unwrap().next_multiple_of(512);
+    assert_ne!(old[&path][at..at + 512], new[&path][at..at + 512]);
+    assert_eq!(
+        old[&path][..at - 512],
+        new[&path][..at - 512],
+        "the same use of the file"
+    );
+    let mut torn = old;
+    torn.get_mut(&path).unwrap()[at..at + 512].copy_from_slice(&new[&path][at..at + 512]);
+    let sim = machine_from(&torn);
+    sim.block_on(async {
+        let (store, report) = try_open(&sim, tiny).await.expect("nothing was lost");
+        let p = store.partition(1).await.unwrap();
+        // The first of the group is whole, and the second by what was there before.
+        assert_eq!(p.offsets().durable(), 6, "{report}");
+        p.append(batch(6, 1)).await.unwrap();
+        close(&store).await;
+    });
+}

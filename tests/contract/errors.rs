@@ -13,7 +13,7 @@ use crate::machine::{
 };
 
 /// Names of all errors; a new one needs a line here and a way to reach it below.
-const ALL: [&str; 25] = [
+const ALL: [&str; 26] = [
     "AlreadyOpen",
     "BackendUnavailable",
     "CloseTimeout",
@@ -21,6 +21,7 @@ const ALL: [&str; 25] = [
     "ClosedInFlight",
     "ControlBatch",
     "Corrupt",
+    "DeletionUnknown",
     "Fenced",
     "Full",
     "InsideOpaqueBatch",
@@ -224,6 +225,10 @@ fn of_the_disk(seen: &mut Seen) {
         sim.fail_op(sim.op_count() + 1, EIO);
         seen.note(&other.append(batch(0, 1)).await.unwrap_err());
         seen.note(&other.append(batch(0, 1)).await.unwrap_err());
+        let doomed = store.create_partition(7).await.unwrap();
+        // The renaming, behind a seal that the partition does not need.
+        sim.fail_op(sim.op_count() + 1, EIO);
+        seen.note(&store.delete_partition(&doomed).await.unwrap_err());
         drop((store, p, other));
     });
     sim.block_on(async {

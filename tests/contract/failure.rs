@@ -355,6 +355,132 @@ fn closing_with_a_stalled_disk_has_a_deadline() {
 }
 
 #[test]
+fn everybody_who_closes_has_a_deadline() {
+    let sim = machine(2);
+    sim.block_on(async {
+        let (store, p) = store_and_partition(&sim).await;
+        fill(&p, 10, 1).await;
+        sim.set_stalled(true);
+        let _append = p.try_append(batch(10, 1), Ack::Durable.into()).unwrap();
+        let before = sim.now();
+        let closes = [100, 250, 150].map(|ms| store.close(Duration::from_millis(ms)));
+        for (closed, waited_ms) in join_all(closes).await.into_iter().zip([100, 250, 150]) {
+            assert_eq!(closed, Err(Error::CloseTimeout { waited_ms }));
+        }
+        assert!(sim.now() < before + Duration::from_millis(300));
+        sim.set_stalled(false);
+        close(&store).await;
+    });
+}
+
+/// A creation that the disk does not answer is waited for as well, and not for ever.
+#[test]
+fn closing_beside_a_stalled_creation_has_a_deadline() {
+    let sim = machine(3);
+    sim.block_on(async {
+        let (store, _) = store_and_partition(&sim).await;
+        sim.sleep(Duration::from_millis(200)).await;
+        sim.set_stalled(true);
+        let creating = store.create_partition(2);
+        futures_util::pin_mut!(creating);
+        assert!(polled(creating.as_mut(), 1).await.is_none());
+        sim.sleep(Duration::from_millis(10)).await;
+        let e = store.close(Duration::from_millis(250)).await.unwrap_err();
+        assert_eq!(e, Error::CloseTimeout { waited_ms: 250 });
+        let e = try_open(&sim, |_| {}).await.unwrap_err();
+        assert!(matches!(e, Error::AlreadyOpen { .. }), "{e}");
+        sim.set_stalled(false);
+        close(&store).await;
+        close(&open(&sim).await).await;
+    });
+}
+
+#[test]
+fn a_deletion_that_fails_half_way_can_be_repeated() {
+    let mut failed = 0;
+    for step in 1..12 {
+        let sim = machine(step);
+        sim.block_on(async {
+            let (store, p) = store_and_partition(&sim).await;
+            fill(&p, 10, 1).await;
+            sim.sleep(Duration::from_millis(200)).await;
+            sim.fail_op(sim.op_count() + step, EIO);
+            let deleted = store.delete_partition(&p).await;
+            sim.cancel_failures();
+            if let Err(e) = deleted {
+                failed += 1;
+                check_answers(&e);
+                assert!(matches!(e, Error::DeletionUnknown { id: 1, .. }), "{e}");
+                let e = store.create_partition(1).await.unwrap_err();
+                assert!(matches!(e, Error::PartitionExists { id: 1 }), "{e}");
+                if step % 2 == 0 {
+                    sim.power_loss();
+                    return;
+                }
+                store.delete_partition(&p).await.unwrap();
+            }
+            let p = store.create_partition(1).await.unwrap();
+            fill(&p, 3, 1).await;
+            sim.power_loss();
+        });
+        sim.block_on(async {
+            let store = open(&sim).await;
+            let p = store.partition_or_create(1).await.unwrap();
+            let end = p.offsets().log_end();
+            assert!([0, 3, 10].contains(&end), "{end}: all of it or nothing");
+            verify(&p, 0, end).await;
+            close(&store).await;
+        });
+    }
+    assert!(failed >= 2, "the renaming, and the syncing of it");
+}
+
+/// The shard that holds the store's lock dies; the others go on, and stay the only owners.
+#[test]
+fn the_lock_outlives_a_panic_of_the_shard_that_holds_it() {
+    quiet_panics();
+    let sim = machine_with(5, |c| c.catch_panics = true);
+    sim.block_on(async {
+        let armed = Arc::new(AtomicBool::new(false));
+        let is_armed = Arc::clone(&armed);
+        let hook = move |name: &'static str, _: &Path| {
+            assert!(name != "spawn" || !is_armed.swap(false, Ordering::SeqCst));
+        };
+        let factory = Hooked {
+            factory: sim.new_process(),
+            hook: Arc::new(hook),
+        };
+        let builder = Store::builder(DIR).configure(small);
+        let builder = builder.configure(|c| c.shards = alluvium::Shards::Count(2));
+        let (store, _) = builder.backend(factory).open().await.unwrap();
+        let mut logs = Vec::new();
+        for id in 0..8 {
+            let p = store.create_partition(id).await.unwrap();
+            fill(&p, 10, 1).await;
+            logs.push(p);
+        }
+        sim.sleep(Duration::from_millis(200)).await;
+        // The first partition is on the first shard.
+        armed.store(true, Ordering::SeqCst);
+        let dead = logs[0].offset_for_timestamp(0).await.unwrap_err();
+        assert_eq!(dead, Error::ShardDead { shard: 0 });
+        let mut alive = 0;
+        for p in &logs {
+            match p.append(batch(10, 1)).await {
+                Ok(_) => alive += 1,
+                Err(e) => assert_eq!(e, Error::ShardDead { shard: 0 }),
+            }
+        }
+        assert!((1..8).contains(&alive), "{alive} partitions go on");
+        let e = try_open(&sim, |_| {}).await.unwrap_err();
+        assert!(matches!(e, Error::AlreadyOpen { .. }), "{e}");
+        let mut ended = logs[0].subscribe(10);
+        let ended = ended.next().await.unwrap().unwrap_err();
+        assert_eq!(ended, Error::ShardDead { shard: 0 });
+    });
+}
+
+#[test]
 fn a_poisoned_partition_can_be_deleted_and_closed() {
     for delete in [true, false] {
         let sim = machine(3);

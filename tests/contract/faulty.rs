@@ -125,6 +125,7 @@ impl<B: IoBackend> IoBackend for HookedBackend<B> {
     }
 
     fn spawn(&self, task: LocalFuture<()>) {
+        (self.hook)("spawn", Path::new(""));
         self.backend.spawn(task);
     }
 

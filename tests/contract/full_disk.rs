@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use alluvium::{Error, Store};
+use alluvium::{Error, ReadLimits, Store, Visibility};
 use alluvium_testkit::logs::{batch, close, fill, verify};
 
-use crate::machine::{check_answers, machine_with, open, store_and_partition, try_open};
+use crate::machine::{EIO, check_answers, machine_with, open, store_and_partition, try_open};
 
 const CAPACITY: u64 = 1 << 20;
 
@@ -149,6 +149,49 @@ fn a_truncation_without_space_changes_nothing() {
         verify(&p, p.offsets().log_start(), end - 7).await;
         close(&store).await;
     });
+}
+
+/// On a full disk a trim may take the oldest segment for the header that makes it durable. When
+/// that write fails, nobody may be led past records that could come back.
+#[test]
+fn a_trim_that_fails_on_a_full_disk_hides_nothing() {
+    let mut failed = 0;
+    for step in 1..8 {
+        for seed in 0..8 {
+            let sim = machine_with(seed, |c| c.capacity_bytes = CAPACITY);
+            sim.block_on(async {
+                let (store, p) = store_and_partition(&sim).await;
+                let end = fill_up(&p).await;
+                sim.sleep(Duration::from_millis(200)).await;
+                // Trims that free nothing, until there is no room to note one.
+                let mut to = 1;
+                while p.trim_before(to).await.is_ok() {
+                    to += 1;
+                }
+                let start = p.offsets().log_start();
+                sim.fail_op(sim.op_count() + step, EIO);
+                let trimmed = p.trim_before(end - 20).await;
+                sim.cancel_failures();
+                let Err(e) = trimmed else { return };
+                check_answers(&e);
+                failed += u32::from(matches!(e, Error::OutcomeUnknown { .. }));
+                for from in start..end {
+                    let read = p.read(from, ReadLimits::default(), Visibility::Durable);
+                    match read.await {
+                        Ok(fetched) => {
+                            let first = fetched.records().next().map(|r| r.unwrap().offset);
+                            assert_eq!(first, Some(from), "records were passed over");
+                        }
+                        Err(e) => check_answers(&e),
+                    }
+                }
+                p.reopen().await.unwrap();
+                verify(&p, p.offsets().log_start(), end).await;
+                close(&store).await;
+            });
+        }
+    }
+    assert!(failed >= 8, "{failed} headers were not written");
 }
 
 /// A crash on a full disk: the log opens, is read and trimmed, and goes on when space is back.

@@ -124,6 +124,7 @@ pub(crate) fn check_answers(e: &Error) {
         Error::Closed | Error::WrongOffset { .. } => (NotApplied, false),
         Error::Io { source, .. } => (NotApplied, matches!(source.code, Some(ENOSPC | 23 | 24))),
         Error::OutcomeUnknown { .. }
+        | Error::DeletionUnknown { .. }
         | Error::ShardDead { .. }
         | Error::ClosedInFlight
         | Error::CloseTimeout { .. } => (OutcomeUnknown, false),

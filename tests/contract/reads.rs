@@ -102,6 +102,32 @@ fn offsets_do_not_lag_behind_an_acknowledgement_of_any_level() {
     });
 }
 
+/// Who subscribes where the log ends waits there, also while that end is on its way to the disk.
+#[test]
+fn a_subscription_at_the_log_end_waits() {
+    let sim = machine(3);
+    sim.block_on(async {
+        let (store, _) = try_open(&sim, |_| {}).await.unwrap();
+        let p = store.create_partition(1).await.unwrap();
+        p.append(batch(0, 5)).await.unwrap();
+        sim.set_stalled(true);
+        let pending = p.begin_append(batch(5, 3), Ack::Durable).await.unwrap();
+        assert_eq!(pending.end_offset(), 8);
+        let mut stream = p.subscribe(p.offsets().log_end());
+        assert_eq!(stream.next_offset(), 8);
+        for _ in 0..3 {
+            assert!(stream.next().now_or_never().is_none());
+            sim.sleep(Duration::from_millis(1)).await;
+        }
+        sim.set_stalled(false);
+        pending.acknowledged().await.unwrap();
+        p.append(batch(8, 2)).await.unwrap();
+        let fetched = stream.next().await.unwrap().unwrap();
+        assert_eq!(fetched.records().next().unwrap().unwrap().offset, 8);
+        close(&store).await;
+    });
+}
+
 #[test]
 fn partitions_share_the_memory_of_the_tail() {
     for budget in [0, 40 << 10, 256 << 10] {

@@ -364,8 +364,13 @@ impl Partition {
         let mut offsets = self.inner.offsets.clone();
         match offsets.wait_for(|o| o.durable() >= offset).await {
             Ok(offsets) => Ok(*offsets),
-            Err(_) => Err(self.inner.mailbox.ended(self.inner.id)),
+            Err(_) => Err(self.ended()),
         }
+    }
+
+    /// Why offsets are published no more.
+    pub(super) fn ended(&self) -> Error {
+        self.inner.mailbox.ended(self.inner.id)
     }
 
     /// Where the log starts, is durable, is written and ends. Does not cross threads.

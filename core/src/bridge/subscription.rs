@@ -65,7 +65,7 @@ impl Subscription {
                 // A log that was truncated below `from` is answered by the read, with its range.
                 let moved = |o: &Offsets| o.durable() > from || o.log_end() < from;
                 if offsets.wait_for(moved).await.is_err() {
-                    return Err(Error::Closed);
+                    return Err(partition.ended());
                 }
                 let fetched = partition
                     .read_at(&places, from, limits, Visibility::Durable)
@@ -97,7 +97,9 @@ impl Stream for Subscription {
                 self.next = fetched.next_offset;
                 Poll::Ready(Some(Ok(fetched)))
             }
-            Poll::Ready(Err(Error::Closed | Error::ClosedInFlight)) => Poll::Ready(None),
+            Poll::Ready(Err(
+                Error::Closed | Error::ClosedInFlight | Error::PartitionNotFound { .. },
+            )) => Poll::Ready(None),
             Poll::Ready(Err(e)) => Poll::Ready(Some(Err(e))),
         }
     }

@@ -61,6 +61,25 @@ impl<F: IoFile> FailStop<F> {
         durability: Durability,
     ) -> io::Result<()> {
         self.check()?;
+        let written = self.write_through(buf, offset, durability).await;
+        written.map_err(|e| self.fail(e))?;
+        // A failure of another write in the meantime covers this one too.
+        self.check()
+    }
+
+    /// Writes all of `buf` where nothing of value is or will be before another write: a failure is
+    /// returned and is not final.
+    pub async fn write_filler_at(&self, buf: Bytes, offset: u64) -> io::Result<()> {
+        self.check()?;
+        self.write_through(buf, offset, Durability::Written).await
+    }
+
+    async fn write_through(
+        &self,
+        buf: Bytes,
+        offset: u64,
+        durability: Durability,
+    ) -> io::Result<()> {
         let alignment = u64::from(self.alignment());
         let mut done = 0_usize;
         let mut interruptions = 0;
@@ -72,7 +91,7 @@ impl<F: IoFile> FailStop<F> {
                 Durability::Durable => self.file.write_durable(rest, at).await,
             };
             match result {
-                Ok(0) => return Err(self.fail(io::ErrorKind::WriteZero.into())),
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 // Direct I/O must go on at an aligned place; what is written twice is identical.
                 Ok(n) => {
                     let reached = done.saturating_add(n).min(buf.len());
@@ -87,14 +106,13 @@ impl<F: IoFile> FailStop<F> {
                     done = aligned;
                 }
                 Err(e) if is_interruption(&e) => interruptions += 1,
-                Err(e) => return Err(self.fail(e)),
+                Err(e) => return Err(e),
             }
             if interruptions > INTERRUPTIONS_MAX {
-                return Err(self.fail(io::ErrorKind::Interrupted.into()));
+                return Err(io::ErrorKind::Interrupted.into());
             }
         }
-        // A failure of another write in the meantime covers this one too.
-        self.check()
+        Ok(())
     }
 
     /// Makes all completed writes durable. See [`IoFile::sync_data`].

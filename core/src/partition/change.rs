@@ -10,7 +10,7 @@ use std::rc::Rc;
 use super::cache::TailCache;
 use super::driver::carry_out;
 use super::request::Change;
-use super::{Mode, NameWork, Partition, Request, State, answer};
+use super::{Mode, Partition, Request, State, answer};
 use crate::commit::{Mark, Pipeline};
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{Batch, Control, ControlReason, SEGMENT_HEADER_LEN};
@@ -213,6 +213,9 @@ impl<B: IoBackend> Partition<B> {
             state.sealed.push(Rc::clone(&segment));
             let this = Rc::clone(self);
             self.shard.backend.spawn(Box::pin(async move {
+                let Ok(_by_name) = this.start_name_work() else {
+                    return;
+                };
                 segment.save_index(this.shard.backend.as_ref()).await;
             }));
         }
@@ -415,8 +418,8 @@ impl<B: IoBackend> Partition<B> {
             self.spare_ready.notified().await;
         }
         self.state.borrow_mut().spares.clear();
-        self.shard.name_work_done().await;
-        let _by_name = NameWork::start(&self.shard);
+        self.name_work.none(self.shard.backend.as_ref()).await;
+        let _by_name = self.start_name_work()?;
         let log = recover_partition(self.shard.backend.as_ref(), &self.context).await?;
         if log.offsets.durable() < durable {
             return Err(Error::corrupt(Corruption {

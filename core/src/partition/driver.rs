@@ -3,6 +3,7 @@
 //! It decides the next step from the state, carries it out, and otherwise waits for a completion or
 //! a wake-up. Writes in flight belong to it; nothing else touches the active segment.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -334,24 +335,7 @@ impl<B: IoBackend> Partition<B> {
         let written = state.pipeline.written().count;
         // The published offsets never lag behind an acknowledgement.
         self.publish(state.offsets);
-        while state
-            .waiting_durable
-            .front()
-            .is_some_and(|w| w.count <= durable)
-        {
-            let Some(waiter) = state.waiting_durable.pop_front() else {
-                break;
-            };
-            self.settle_waiter(state, waiter);
-        }
-        while state
-            .waiting_written
-            .front()
-            .is_some_and(|w| w.count <= written)
-        {
-            let Some(waiter) = state.waiting_written.pop_front() else {
-                break;
-            };
+        while let Some(waiter) = state.next_settled(durable, written) {
             self.settle_waiter(state, waiter);
         }
     }
@@ -443,6 +427,23 @@ impl<F: crate::io::IoFile> State<F> {
     fn settle(&mut self, idle: bool) -> bool {
         self.durable_wanted = self.placed.count;
         idle && self.zeroing.is_none() && self.pipeline.durable() == self.placed
+    }
+
+    /// The next waiter whose mark has been reached, in the order of the log.
+    fn next_settled(&mut self, durable: u64, written: u64) -> Option<Waiter> {
+        let reached = |waiters: &VecDeque<Waiter>, mark| {
+            let first = waiters.front().map(|w| w.count);
+            first.filter(|count| *count <= mark)
+        };
+        let in_durable = reached(&self.waiting_durable, durable);
+        let in_written = reached(&self.waiting_written, written);
+        match (in_durable, in_written) {
+            (Some(count), other) if other.is_none_or(|other| count <= other) => {
+                self.waiting_durable.pop_front()
+            }
+            (_, Some(_)) => self.waiting_written.pop_front(),
+            _ => None,
+        }
     }
 
     fn wait_durable(&mut self, kind: WaiterKind) {

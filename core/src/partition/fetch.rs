@@ -124,6 +124,14 @@ impl<B: IoBackend> Partition<B> {
             if start >= end {
                 break;
             }
+            if from < segment.header.prev_end_offset {
+                // Its segment is on its way out of the log.
+                return Err(Error::OutOfRange {
+                    requested: from,
+                    start: segment.base_offset(),
+                    end,
+                });
+            }
             segment
                 .load_index(self.shard.backend.as_ref(), pool, interval)
                 .await?;
@@ -196,6 +204,9 @@ impl<B: IoBackend> Partition<B> {
         };
         let raw = self.read_raw(&segment, position, piece_end).await?;
         let first = Piece::new(segment.header, raw, position, piece_end);
+        // The room was asked for before the size was known. Without it, nothing is kept.
+        let paid = ahead.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let ahead = ahead.filter(|_| piece_end - position <= paid as u64);
         Ok(Located::Disk(Box::new(OnDisk {
             start,
             offsets,

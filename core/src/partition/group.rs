@@ -211,8 +211,8 @@ impl<B: IoBackend> Partition<B> {
         state.activity += 1;
         state.tail_sealed = false;
         state.cache.push(group.clone());
-        // Whoever hears of its offsets can read it. Nobody waits for this: nobody is woken.
-        self.tail.publish(state.offsets);
+        // Whoever hears of its offsets can read it.
+        self.publish_quietly(state.offsets);
         Write {
             id,
             segment,
@@ -229,7 +229,7 @@ impl<F: IoFile> State<F> {
             reason,
             segment_end: false,
             end_offset: self.offsets.log_end(),
-            log_start: self.offsets.log_start(),
+            log_start: self.log_start_placed,
             reserved_end,
         })
     }

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Mode, NameWork, Partition, State};
+use super::{Mode, Partition, State};
 use crate::error::Result;
 use crate::format::{Batch, Control, ControlReason};
 use crate::io::{IoBackend, IoFile};
@@ -85,9 +85,15 @@ impl<B: IoBackend> Partition<B> {
         self.shard.backend.spawn(Box::pin(async move {
             let guard = ZeroingGuard(Rc::clone(&this));
             let backend = this.shard.backend.as_ref();
-            // A failure is the file's: its next write reports it.
+            // Nothing of the log lies there: the file goes on without zeros. What keeps its blocks
+            // from being written the appends will meet themselves.
             if zero(backend, &segment.file, start..end).await.is_err() {
                 this.shard.stats.housekeeping_failed();
+                let mut state = this.state.borrow_mut();
+                let active = state.active.as_mut();
+                if let Some(active) = active.filter(|a| Rc::ptr_eq(&a.segment, &segment)) {
+                    active.initialised_to = segment.header.capacity_bytes;
+                }
             }
             drop(segment);
             drop(guard);
@@ -95,7 +101,7 @@ impl<B: IoBackend> Partition<B> {
     }
 
     async fn make_spare(&self, initialise_bytes: u64) -> Result<SpareFile<B::File>> {
-        let _by_name = NameWork::start(&self.shard);
+        let _by_name = self.start_name_work()?;
         let number = {
             let mut state = self.state.borrow_mut();
             let number = state.next_number;
@@ -158,7 +164,10 @@ impl<B: IoBackend> Partition<B> {
             return;
         }
         let shard = Rc::clone(&self.shard);
-        let removal = NameWork::start(&shard);
+        let Ok(removal) = self.start_name_work() else {
+            // They are dead by the chain of headers; the next recovery finds them.
+            return;
+        };
         self.shard.backend.spawn(Box::pin(async move {
             for path in removed {
                 let backend = &shard.backend;
@@ -323,7 +332,8 @@ impl<F: IoFile> State<F> {
     }
 
     /// The control batch that makes a trim durable.
-    pub(super) fn control_for_trim(&self, to: u64, reserved_end: u64, at_rest: bool) -> Batch {
+    pub(super) fn control_for_trim(&mut self, to: u64, reserved_end: u64, at_rest: bool) -> Batch {
+        self.log_start_placed = self.log_start_placed.max(to);
         let reason = if at_rest {
             ControlReason::Seal
         } else {
@@ -333,7 +343,7 @@ impl<F: IoFile> State<F> {
             reason,
             segment_end: false,
             end_offset: self.offsets.log_end(),
-            log_start: to,
+            log_start: self.log_start_placed,
             reserved_end,
         })
     }

@@ -43,7 +43,7 @@ use cache::TailCache;
 use request::Waiter;
 
 use crate::commit::{Mark, Pipeline};
-use crate::error::{Corruption, Error, IoError};
+use crate::error::{Corruption, Error, IoError, Result};
 use crate::io::IoBackend;
 use crate::offset::Offsets;
 use crate::recovery::{PartitionReport, RecoveredLog, RecoveryContext};
@@ -57,7 +57,7 @@ pub(crate) struct ShardContext<B: IoBackend> {
     pub(crate) unsealed: RefCell<Vec<Rc<Partition<B>>>>,
     pub(crate) tick: LocalNotify,
     /// See [`NameWork`].
-    name_work: std::cell::Cell<usize>,
+    name_work: Rc<NameCount>,
     /// Partitions on this shard: they share the budget of the tail cache.
     pub(crate) partitions: std::cell::Cell<usize>,
     /// The same, to take memory from those that are at rest when the budget is shared by more.
@@ -71,41 +71,70 @@ impl<B: IoBackend> ShardContext<B> {
             backend,
             unsealed: RefCell::default(),
             tick: LocalNotify::default(),
-            name_work: std::cell::Cell::new(0),
+            name_work: Rc::default(),
             partitions: std::cell::Cell::new(0),
             sharers: RefCell::default(),
             stats: crate::metrics::ShardCounters::default(),
         }
     }
 
-    /// Waits until no [`NameWork`] is under way.
+    /// Work on names that belong to no partition yet, or none any more.
+    pub(crate) fn start_name_work(&self) -> Result<NameWork> {
+        NameWork::start([Some(&self.name_work), None])
+    }
+
+    /// Lets no [`NameWork`] begin any more.
+    pub(crate) fn end_name_work(&self) {
+        self.name_work.ended.set(true);
+    }
+
+    /// Waits until no [`NameWork`] is under way on the shard.
     pub(crate) async fn name_work_done(&self) {
-        while self.name_work.get() > 0 {
-            self.backend
-                .sleep(std::time::Duration::from_millis(1))
-                .await;
+        self.name_work.none(self.backend.as_ref()).await;
+    }
+}
+
+/// How much [`NameWork`] is under way.
+#[derive(Debug, Default)]
+pub(crate) struct NameCount {
+    under_way: std::cell::Cell<usize>,
+    ended: std::cell::Cell<bool>,
+}
+
+impl NameCount {
+    async fn none<B: IoBackend>(&self, backend: &B) {
+        while self.under_way.get() > 0 {
+            backend.sleep(std::time::Duration::from_millis(1)).await;
         }
     }
 }
 
-/// Something on the shard that creates, renames or removes files, until it is dropped.
+/// Something that creates, renames or removes files, until it is dropped.
 ///
 /// Such operations go by name, and a name may come to a new use; one that the system has begun is
-/// not stopped by dropping its future. So nothing that ends or reopens a partition goes on, and the
-/// store's lock is not released, while one is under way.
-pub(crate) struct NameWork<B: IoBackend>(Rc<ShardContext<B>>);
+/// not stopped by dropping its future. So nothing that ends or reopens a partition goes on while
+/// one of its own is under way, and the store's lock is released only when none is, and none can
+/// begin.
+#[derive(Debug)]
+pub(crate) struct NameWork([Option<Rc<NameCount>>; 2]);
 
-impl<B: IoBackend> NameWork<B> {
-    pub(crate) fn start(shard: &Rc<ShardContext<B>>) -> Self {
-        shard.name_work.set(shard.name_work.get() + 1);
-        Self(Rc::clone(shard))
+impl NameWork {
+    fn start(counts: [Option<&Rc<NameCount>>; 2]) -> Result<Self> {
+        if counts.iter().flatten().any(|count| count.ended.get()) {
+            return Err(Error::Closed);
+        }
+        for count in counts.iter().flatten() {
+            count.under_way.set(count.under_way.get() + 1);
+        }
+        Ok(Self(counts.map(|count| count.map(Rc::clone))))
     }
 }
 
-impl<B: IoBackend> Drop for NameWork<B> {
+impl Drop for NameWork {
     fn drop(&mut self) {
-        let under_way = self.0.name_work.get();
-        self.0.name_work.set(under_way.saturating_sub(1));
+        for count in self.0.iter().flatten() {
+            count.under_way.set(count.under_way.get().saturating_sub(1));
+        }
     }
 }
 
@@ -129,6 +158,7 @@ pub(crate) struct Partition<B: IoBackend> {
     state: RefCell<State<B::File>>,
     wake: LocalNotify,
     spare_ready: LocalNotify,
+    name_work: Rc<NameCount>,
     /// Wakes those who wait for offsets.
     published: watch::Sender<Offsets>,
     /// What readers on other threads see.
@@ -150,6 +180,9 @@ struct State<F> {
     /// Segments that no longer count but may still be read by somebody.
     retired: Vec<Rc<Segment<F>>>,
     offsets: Offsets,
+    /// Log start that was written last; ahead of `offsets` while that write is under way. What is
+    /// written never goes back.
+    log_start_placed: u64,
     pipeline: Pipeline,
     placed: Mark,
     /// Count of batches that must become durable for somebody.
@@ -205,6 +238,7 @@ impl<F: crate::io::IoFile> State<F> {
             spares: log.spares,
             retired: Vec::new(),
             offsets: log.offsets,
+            log_start_placed: log.offsets.log_start(),
             pipeline: Pipeline::new(
                 window,
                 Mark {
@@ -292,6 +326,7 @@ impl<B: IoBackend> Partition<B> {
             state: RefCell::new(State::from_log(log, window, cache)),
             wake: LocalNotify::default(),
             spare_ready: LocalNotify::default(),
+            name_work: Rc::default(),
             published,
             tail,
         });
@@ -395,6 +430,11 @@ impl<B: IoBackend> Partition<B> {
         Arc::clone(&self.tail)
     }
 
+    /// Work on the names in the partition's directory.
+    fn start_name_work(&self) -> Result<NameWork> {
+        NameWork::start([Some(&self.shard.name_work), Some(&self.name_work)])
+    }
+
     /// Keeps to the partition's part of the tail cache; whether the partition still lives.
     fn evict(&self) -> bool {
         let budget = self.context.config.tail_cache_bytes_max / self.shard.partitions.get().max(1);
@@ -407,6 +447,16 @@ impl<B: IoBackend> Partition<B> {
     /// Bytes of memory that the tail cache holds.
     pub(crate) fn cached_bytes(&self) -> usize {
         self.state.borrow().cache.bytes()
+    }
+
+    /// Shows a log end that has grown, which nobody waits for.
+    fn publish_quietly(&self, offsets: Offsets) {
+        self.published.send_if_modified(|published| {
+            *published = offsets;
+            false
+        });
+        // Last: who has an offset from here and waits for it must find it there.
+        self.tail.publish(offsets);
     }
 
     /// Shows offsets to readers, and wakes those who wait for them.

@@ -39,7 +39,8 @@ const ALIGNMENT: u64 = BUFFER_ALIGNMENT as u64;
 
 /// The bytes that a read of `[start, end)` covers, widened to what direct I/O wants.
 fn covered(start: u64, end: u64) -> u64 {
-    end.next_multiple_of(ALIGNMENT) - (start - start % ALIGNMENT)
+    let end = end.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX);
+    end.saturating_sub(start - start % ALIGNMENT)
 }
 
 impl SparseIndex {

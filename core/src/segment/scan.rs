@@ -92,6 +92,8 @@ pub(crate) async fn scan_segment<F: IoFile>(
         index: SparseIndex::new(index_interval_bytes),
     };
     let mut durable = header.base_offset;
+    // Whether the group of the last batch goes on behind it.
+    let mut in_group = false;
     // Position and base offset of each group.
     let mut groups: Vec<(u64, u64)> = Vec::new();
     while scan.end_position + BATCH_HEADER_LEN as u64 <= capacity {
@@ -111,7 +113,13 @@ pub(crate) async fn scan_segment<F: IoFile>(
         };
         let found = batch.header();
         if let Some(why) = breaks_chain(found, &scan) {
-            scan.stop = Stop::BrokenChain(why);
+            // Inside of a group it says only that one write is not all there: a part of it may show
+            // what an earlier one, which came to nothing, has left at the same place.
+            scan.stop = if in_group {
+                Stop::TornBatch(CorruptionKind::Misplaced(why))
+            } else {
+                Stop::BrokenChain(why)
+            };
             break;
         }
         let mut sealed = false;
@@ -137,6 +145,7 @@ pub(crate) async fn scan_segment<F: IoFile>(
         durable = durable.max(found.durable_offset().unwrap_or(0));
         scan.generation = found.generation;
         scan.sealed = sealed;
+        in_group = !found.is_last_in_group();
         let newest = newest_record(found.record_count, found.max_timestamp());
         scan.index.push(found.base_offset, position, newest);
         // The log's own time only: a producer's wrong clock must not become the log's.

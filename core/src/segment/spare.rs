@@ -111,7 +111,7 @@ pub(crate) async fn zero<B: IoBackend>(
         let left = usize::try_from(range.end - at).unwrap_or(usize::MAX);
         let chunk = zeros.slice(..zeros.len().min(left));
         let n = chunk.len() as u64;
-        file.write_all_at(chunk, at, Durability::Written).await?;
+        file.write_filler_at(chunk, at).await?;
         at += n;
         backend.yield_now().await;
     }

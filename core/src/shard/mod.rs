@@ -1,9 +1,10 @@
 //! One core: a thread with a backend, the partitions placed on it, and the turn that serves them.
 //!
-//! [`command`] is what comes through the mailbox, [`boot`] opens the store's directory, [`turn`]
-//! is the loop of the shard's main task.
+//! [`command`] is what comes through the mailbox, [`boot`] opens the store's directory, [`catalog`]
+//! is what partitions there are, [`turn`] is the loop of the shard's main task.
 
 mod boot;
+mod catalog;
 mod command;
 mod layout;
 mod turn;

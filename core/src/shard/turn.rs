@@ -1,6 +1,6 @@
 //! The shard's main task: drain the mailbox, hand each request to its partition, once around.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -10,17 +10,14 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::boot::{BootRequest, boot, remove_tree};
-use super::command::{Adopted, Booted, Command};
-use super::layout::FoundPartition;
+use super::boot::{BootRequest, boot};
+use super::catalog::adopted;
+use super::command::{Booted, Command};
 use crate::config::StoreConfig;
 use crate::error::{Error, Result};
 use crate::io::{BufPool, IoBackend};
 use crate::metrics::ShardStats;
-use crate::partition::{
-    Change, NameWork, Partition, Reply, Request, ShardContext, answer, create_partition,
-};
-use crate::recovery::{RecoveryContext, recover_partition};
+use crate::partition::{Change, Partition, Reply, Request, ShardContext, answer};
 
 /// Requests that one turn takes from the mailbox before the event loop gets its share.
 const TURN_REQUESTS: usize = 256;
@@ -47,24 +44,28 @@ pub(crate) struct ShardSetup {
     pub(crate) others: Vec<oneshot::Receiver<()>>,
 }
 
-struct Shard<B: IoBackend> {
-    shared: Rc<ShardContext<B>>,
-    path: PathBuf,
-    config: Rc<StoreConfig>,
+pub(super) struct Shard<B: IoBackend> {
+    pub(super) shared: Rc<ShardContext<B>>,
+    pub(super) path: PathBuf,
+    pub(super) config: Rc<StoreConfig>,
     create: bool,
-    read_only: bool,
-    pool: BufPool,
+    pub(super) read_only: bool,
+    pub(super) pool: BufPool,
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     read_ahead: Arc<Semaphore>,
-    state: RefCell<ShardState<B>>,
+    /// Whether commands are being served: who ends the shard then is a panic.
+    in_turn: Cell<bool>,
+    /// See [`ShardSetup::others`].
+    others: RefCell<Vec<oneshot::Receiver<()>>>,
+    pub(super) state: RefCell<ShardState<B>>,
 }
 
-struct ShardState<B: IoBackend> {
-    partitions: BTreeMap<u64, Rc<Partition<B>>>,
+pub(super) struct ShardState<B: IoBackend> {
+    pub(super) partitions: BTreeMap<u64, Rc<Partition<B>>>,
     /// Ids that are being created or deleted.
-    busy: BTreeSet<u64>,
-    direct: bool,
+    pub(super) busy: BTreeSet<u64>,
+    pub(super) direct: bool,
     lock: Option<B::File>,
 }
 
@@ -95,6 +96,8 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
         requests,
         bytes,
         read_ahead,
+        in_turn: Cell::new(false),
+        others: RefCell::new(others),
         state: RefCell::new(ShardState {
             partitions: BTreeMap::new(),
             busy: BTreeSet::new(),
@@ -108,13 +111,15 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
     let mut turn = Vec::with_capacity(TURN_REQUESTS);
     let mut closing: Option<oneshot::Receiver<()>> = None;
     while closing.is_none() && mailbox.recv_many(&mut turn, TURN_REQUESTS).await > 0 {
-        for command in turn.drain(..) {
-            if let Some(closed) = shard.serve(command) {
-                closing = Some(closed);
-                // What stands behind the close is answered by being dropped.
-                break;
-            }
+        // Taken from the end: what stands behind a close stays.
+        turn.reverse();
+        shard.in_turn.set(true);
+        while closing.is_none()
+            && let Some(command) = turn.pop()
+        {
+            closing = shard.serve(command);
         }
+        shard.in_turn.set(false);
         backend.yield_now().await;
     }
     if let Some(mut closed) = closing {
@@ -137,12 +142,16 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
     }
     mailbox.close();
     drop(mailbox);
-    shard.shared.name_work_done().await;
+    // The tickers and the drivers go on until this function returns.
+    shard.shared.end_name_work();
     // The lock stands for all shards: each may outlive the others by a handle to its partitions.
-    for other in others {
+    loop {
+        let other = shard.others.borrow_mut().pop();
+        let Some(other) = other else { break };
         // Resolves by being dropped.
         other.await.unwrap_or(());
     }
+    shard.shared.name_work_done().await;
     shard.release();
     drop(alive);
     drop(ended);
@@ -152,7 +161,21 @@ struct ReleaseOnDrop<B: IoBackend>(Rc<Shard<B>>);
 
 impl<B: IoBackend> Drop for ReleaseOnDrop<B> {
     fn drop(&mut self) {
-        self.0.release();
+        let shard = &self.0;
+        if shard.in_turn.get()
+            && let Ok(mut others) = shard.others.try_borrow_mut()
+            && let Ok(mut state) = shard.state.try_borrow_mut()
+        {
+            let lives = |other: &mut oneshot::Receiver<()>| {
+                matches!(other.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+            };
+            // A panic, and there are shards that go on: they must stay the only owners of the
+            // store, until the process ends.
+            if others.iter_mut().any(lives) {
+                std::mem::forget(state.lock.take());
+            }
+        }
+        shard.release();
     }
 }
 
@@ -295,7 +318,7 @@ impl<B: IoBackend> Shard<B> {
         None
     }
 
-    fn find(&self, id: u64, incarnation: u32) -> Result<Rc<Partition<B>>> {
+    pub(super) fn find(&self, id: u64, incarnation: u32) -> Result<Rc<Partition<B>>> {
         match self.state.borrow().partitions.get(&id) {
             Some(p) if p.incarnation() == incarnation => Ok(Rc::clone(p)),
             _ => Err(Error::PartitionNotFound { id }),
@@ -309,7 +332,7 @@ impl<B: IoBackend> Shard<B> {
     }
 
     async fn boot(&self) -> Result<Booted> {
-        let _by_name = NameWork::start(&self.shared);
+        let _by_name = self.shared.start_name_work()?;
         let request = BootRequest {
             path: self.path.clone(),
             create: self.create,
@@ -319,130 +342,6 @@ impl<B: IoBackend> Shard<B> {
         let store = boot(self.shared.backend.as_ref(), &request).await?;
         self.state.borrow_mut().lock = Some(store.lock);
         Ok(store.booted)
-    }
-
-    fn context(&self, found: &FoundPartition) -> RecoveryContext {
-        RecoveryContext {
-            partition: found.id,
-            incarnation: found.incarnation,
-            dir: found.dir(&self.path),
-            config: Rc::clone(&self.config),
-            pool: self.pool.clone(),
-            direct: self.state.borrow().direct,
-            read_only: self.read_only,
-        }
-    }
-
-    async fn adopt(&self, partitions: Vec<FoundPartition>) -> Result<(Vec<Adopted>, Duration)> {
-        let _by_name = NameWork::start(&self.shared);
-        let started = self.shared.backend.now();
-        let mut logs = Vec::with_capacity(partitions.len());
-        for found in partitions {
-            let context = self.context(&found);
-            let log = recover_partition(self.shared.backend.as_ref(), &context).await?;
-            logs.push((context, log));
-        }
-        // Nothing is served before every partition of the shard has been judged.
-        let mut ready = Vec::with_capacity(logs.len());
-        for (context, log) in logs {
-            let partition = Partition::start(&self.shared, context, log);
-            ready.push(adopted(&partition));
-            self.state
-                .borrow_mut()
-                .partitions
-                .insert(partition.id(), partition);
-        }
-        Ok((ready, self.shared.backend.now().saturating_sub(started)))
-    }
-
-    async fn create(&self, id: u64) -> Result<Adopted> {
-        if self.read_only {
-            return Err(Error::ReadOnly { id });
-        }
-        let _by_name = NameWork::start(&self.shared);
-        let busy = self.reserve(id)?;
-        if self.state.borrow().partitions.contains_key(&id) {
-            return Err(Error::PartitionExists { id });
-        }
-        let backend = self.shared.backend.as_ref();
-        let found = FoundPartition {
-            id,
-            incarnation: u32::try_from(backend.random_u64() >> 32).unwrap_or(1),
-        };
-        let context = self.context(&found);
-        let temporary = found.dir_creating(&self.path);
-        let log = match create_partition(backend, &context, &self.path, &temporary).await {
-            Ok(log) => log,
-            Err(e) => {
-                // It may have failed after the directory had got its name. Two directories of one
-                // partition must never be: the id stays busy if this one cannot be withdrawn.
-                let (dir, deleted) = (found.dir(&self.path), found.dir_deleted(&self.path));
-                let withdrawn = match backend.rename(&dir, &deleted).await {
-                    // Its files may go when a crash cannot bring the name back any more.
-                    Ok(()) => {
-                        backend.sync_dir(&self.path).await.is_ok()
-                            && remove_tree(backend, &deleted).await.is_ok()
-                    }
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                        remove_tree(backend, &temporary).await.is_ok()
-                    }
-                    Err(_) => {
-                        std::mem::forget(busy);
-                        false
-                    }
-                };
-                if !withdrawn {
-                    self.shared.stats.housekeeping_failed();
-                }
-                return Err(e);
-            }
-        };
-        let partition = Partition::start(&self.shared, context, log);
-        let ready = adopted(&partition);
-        self.state.borrow_mut().partitions.insert(id, partition);
-        Ok(ready)
-    }
-
-    async fn delete(&self, id: u64, incarnation: u32) -> Result<()> {
-        if self.read_only {
-            return Err(Error::ReadOnly { id });
-        }
-        let _busy = self.reserve(id)?;
-        let partition = self.find(id, incarnation)?;
-        let backend = self.shared.backend.as_ref();
-        let found = FoundPartition { id, incarnation };
-        let (dir, deleted) = (found.dir(&self.path), found.dir_deleted(&self.path));
-        // Appends end first: none may be acknowledged into a directory that is going.
-        let (reply, done) = oneshot::channel();
-        partition.submit(Request::Change(Change::Abandon(reply)));
-        match done.await {
-            Ok(Ok(()) | Err(Error::Closed)) => {}
-            Ok(Err(e)) => return Err(e),
-            Err(_) => return Err(Error::ClosedInFlight),
-        }
-        let _by_name = NameWork::start(&self.shared);
-        // A failure here leaves the partition closed and whole; deleting can be tried again.
-        backend
-            .rename(&dir, &deleted)
-            .await
-            .map_err(|e| Error::io("rename", &dir, e))?;
-        self.state.borrow_mut().partitions.remove(&id);
-        let synced = backend.sync_dir(&self.path).await;
-        synced.map_err(|e| Error::io("sync the directory", &self.path, e))?;
-        // From here on the partition is gone; what stays is removed by the next opening.
-        if remove_tree(backend, &deleted).await.is_err() {
-            self.shared.stats.housekeeping_failed();
-        }
-        Ok(())
-    }
-
-    /// Marks an id as being created or deleted until the value is dropped.
-    fn reserve(&self, id: u64) -> Result<Busy<'_, B>> {
-        if self.state.borrow_mut().busy.insert(id) {
-            Ok(Busy { shard: self, id })
-        } else {
-            Err(Error::PartitionBusy { id })
-        }
     }
 
     fn stats(&self) -> ShardStats {
@@ -474,6 +373,7 @@ impl<B: IoBackend> Shard<B> {
             partition.submit(Request::Change(Change::Close(reply)));
             waiting.push(done);
         }
+        let shared = Rc::clone(&self.shared);
         let mut closing = Box::pin(async move {
             let mut result = Ok(());
             for done in waiting {
@@ -482,6 +382,9 @@ impl<B: IoBackend> Shard<B> {
                     _ => {}
                 }
             }
+            // What the shard waits for before it ends counts against the deadline too.
+            shared.end_name_work();
+            shared.name_work_done().await;
             result
         });
         let backend = Rc::clone(&self.shared.backend);
@@ -567,27 +470,5 @@ impl Drop for CloseBounds {
     fn drop(&mut self) {
         self.0.close();
         self.1.close();
-    }
-}
-
-struct Busy<'a, B: IoBackend> {
-    shard: &'a Shard<B>,
-    id: u64,
-}
-
-impl<B: IoBackend> Drop for Busy<'_, B> {
-    fn drop(&mut self) {
-        self.shard.state.borrow_mut().busy.remove(&self.id);
-    }
-}
-
-fn adopted<B: IoBackend>(partition: &Rc<Partition<B>>) -> Adopted {
-    Adopted {
-        id: partition.id(),
-        incarnation: partition.incarnation(),
-        offsets: partition.subscribe(),
-        tail: partition.tail(),
-        batch_bytes_max: partition.batch_bytes_max(),
-        report: partition.describe().recovery,
     }
 }

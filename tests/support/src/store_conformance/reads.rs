@@ -317,6 +317,7 @@ async fn mapped_segments_are_read_and_not_reused_under_a_reader<H: Host>(ctx: Ct
         p.trim_before(p.offsets().log_end()).await.unwrap();
         ctx.files_like(".seg") <= 4
     };
-    ctx.eventually("files that nobody reads any more go", few).await;
+    ctx.eventually("files that nobody reads any more go", few)
+        .await;
     close(&store).await;
 }
