@@ -33,7 +33,7 @@ const QUICK_BYTES: u64 = 32 << 20;
 /// Measures, prints tables, writes reports, and leaves nothing else behind.
 pub(crate) fn run(target: &Target, args: &CompareArgs) -> Result<Outcome, Failure> {
     let plan = plan(args)?;
-    let backends = backends(target, args)?;
+    let backends = stores(target, args)?;
     for file in [&args.json, &args.html].into_iter().flatten() {
         check_writable(file)?;
     }
@@ -114,6 +114,14 @@ fn plan(args: &CompareArgs) -> Result<Plan, Failure> {
         duration: Duration::from_secs_f64(args.seconds.unwrap_or(seconds)),
         sizes,
     })
+}
+
+/// The backends, and the first of them with memory maps.
+fn stores(target: &Target, args: &CompareArgs) -> Result<Vec<Alluvium>, Failure> {
+    let mut all = backends(target, args)?;
+    let mapped = all.first().map(|first| first.mapped());
+    all.extend(mapped);
+    Ok(all)
 }
 
 /// What was asked for, resolved, each once; otherwise everything that works here.

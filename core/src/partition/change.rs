@@ -119,11 +119,14 @@ impl<B: IoBackend> Partition<B> {
                 }
                 let oldest = state.sealed.remove(0);
                 match Segment::try_into_file(oldest, self.shard.backend.as_ref()) {
-                    Ok((file, path)) => SpareFile {
-                        file,
-                        path,
-                        initialised_to: self.context.config.segment_bytes,
-                    },
+                    Ok((file, path)) => {
+                        state.log_start_placed = to;
+                        SpareFile {
+                            file,
+                            path,
+                            initialised_to: self.context.config.segment_bytes,
+                        }
+                    }
                     Err(read) => {
                         state.sealed.insert(0, read);
                         return Err(Error::NoSpace { path });

@@ -98,7 +98,7 @@ impl<B: IoBackend> Partition<B> {
         if let Some(fetched) = self.read_cached(from, limits, visibility)? {
             return Ok(Found::Here(fetched));
         }
-        let (offsets, epoch, failure, candidates) = {
+        let (offsets, log_start_placed, epoch, failure, candidates) = {
             let state = self.state.borrow();
             let segments: Vec<_> = state.segments().cloned().collect();
             // The last segment that starts at or below `from`; its successors if it ends below.
@@ -110,7 +110,9 @@ impl<B: IoBackend> Partition<B> {
                 _ => None,
             };
             let candidates = segments.into_iter().skip(first);
-            (state.offsets, self.tail.epoch(), failure, candidates)
+            let log_start_placed = state.log_start_placed;
+            let epoch = self.tail.epoch();
+            (state.offsets, log_start_placed, epoch, failure, candidates)
         };
         let end = visibility.end(offsets);
         let context = &self.context;
@@ -124,11 +126,11 @@ impl<B: IoBackend> Partition<B> {
             if start >= end {
                 break;
             }
-            if from < segment.header.prev_end_offset {
-                // Its segment is on its way out of the log.
+            if from < start && from < log_start_placed {
+                // Its segment has gone ahead of the trim that takes it out of the log.
                 return Err(Error::OutOfRange {
                     requested: from,
-                    start: segment.base_offset(),
+                    start: log_start_placed,
                     end,
                 });
             }

@@ -25,7 +25,7 @@ pub(crate) async fn read_warm<E: Engine>(engine: &E, run: &Run) -> Result<Outcom
     fill(&log, batches, run).await?;
     // Once, not measured: what there is of a cache is filled.
     pass(&log, batches, run).await?;
-    let outcome = passes(&log, batches, run, || Ok(())).await?;
+    let outcome = passes(&log, batches, run).await?;
     log.close().await?;
     Ok(outcome)
 }
@@ -43,24 +43,33 @@ pub(crate) async fn read_cold<E: Engine>(engine: &E, run: &Run) -> Result<Outcom
     let batches = fill_batches(run.sizes.read_bytes);
     fill(&log, batches, run).await?;
     log.close().await?;
-    let log = engine.open(&setup).await?;
-    let outcome = passes(&log, batches, run, || forget_pages(&run.dir)).await?;
-    log.close().await?;
-    Ok(outcome)
+    let deadline = run.deadline();
+    let mut all: Option<Outcome> = None;
+    loop {
+        // Pages that somebody has mapped stay: each pass has a log of its own.
+        forget_pages(&run.dir)?;
+        let log = engine.open(&setup).await?;
+        let outcome = pass(&log, batches, run).await?;
+        log.close().await?;
+        let sum = match all.take() {
+            Some(mut sum) => {
+                sum.absorb(&outcome);
+                sum
+            }
+            None => outcome,
+        };
+        if deadline.is_over(Instant::now()) {
+            return Ok(sum);
+        }
+        all = Some(sum);
+    }
 }
 
-/// Whole passes until the time is over, at least one; `before` each, unmeasured.
-async fn passes<L: Log>(
-    log: &L,
-    batches: u64,
-    run: &Run,
-    before: impl Fn() -> Result<()>,
-) -> Result<Outcome> {
+/// Whole passes until the time is over, at least one.
+async fn passes<L: Log>(log: &L, batches: u64, run: &Run) -> Result<Outcome> {
     let deadline = run.deadline();
-    before()?;
     let mut all = pass(log, batches, run).await?;
     while !deadline.is_over(Instant::now()) {
-        before()?;
         all.absorb(&pass(log, batches, run).await?);
     }
     Ok(all)

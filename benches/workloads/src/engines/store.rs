@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use alluvium::backends::BackendKind;
 use alluvium::format::Batch;
-use alluvium::{Ack, Partition, ReadLimits, Store, Visibility};
+use alluvium::{Ack, Partition, ReadLimits, SealedReads, Store, Visibility};
 
 use crate::case::Workload;
 use crate::contender::Role;
@@ -25,12 +25,25 @@ const READ_BYTES: usize = 4 << 20;
 #[derive(Debug, Clone, Copy)]
 pub struct Alluvium {
     backend: BackendKind,
+    sealed_reads: SealedReads,
 }
 
 impl Alluvium {
     /// On this backend.
     pub fn new(backend: BackendKind) -> Self {
-        Self { backend }
+        Self {
+            backend,
+            sealed_reads: SealedReads::Direct,
+        }
+    }
+
+    /// The same, with sealed segments read through memory maps; for the workloads that read.
+    #[must_use]
+    pub fn mapped(self) -> Self {
+        Self {
+            sealed_reads: SealedReads::Mmap,
+            ..self
+        }
     }
 
     /// On each backend that is compiled in and works here, best first.
@@ -45,7 +58,10 @@ impl Engine for Alluvium {
     type Log = StoreLog;
 
     fn name(&self) -> String {
-        format!("alluvium/{}", self.backend)
+        match self.sealed_reads {
+            SealedReads::Mmap => format!("alluvium/{} mmap", self.backend),
+            _ => format!("alluvium/{}", self.backend),
+        }
     }
 
     fn role(&self) -> Role {
@@ -56,8 +72,9 @@ impl Engine for Alluvium {
         AtAck::Durable
     }
 
-    fn runs(&self, _: Workload) -> bool {
-        true
+    fn runs(&self, workload: Workload) -> bool {
+        let reads = matches!(workload, Workload::W6 | Workload::W6c);
+        reads || self.sealed_reads == SealedReads::Direct
     }
 
     fn recycles(&self) -> bool {
@@ -68,7 +85,10 @@ impl Engine for Alluvium {
         let path = setup.dir.join("store");
         let (store, _) = Store::builder(&path)
             .configure(|config| {
-                if let Some(bytes) = setup.cache_bytes {
+                config.sealed_reads = self.sealed_reads;
+                // Maps are to show the page cache.
+                let own_cache = self.sealed_reads == SealedReads::Direct;
+                if let Some(bytes) = setup.cache_bytes.filter(|_| own_cache) {
                     config.tail_cache_bytes_max = bytes;
                 }
                 if let Some(bytes) = setup.retention_bytes {
