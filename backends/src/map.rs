@@ -6,17 +6,17 @@
 //! what the file is rather than by its name.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use alluvium_core::io::FileMap;
+use alluvium_core::io::{FileMap, OpenOptions};
 use memmap2::Mmap;
 use rustix::io::Errno;
 use rustix::mm::Advice;
+
+use crate::posix::PosixFile;
 
 /// Device and inode.
 type FileId = (u64, u64);
@@ -33,14 +33,14 @@ fn mapped() -> MutexGuard<'static, BTreeMap<FileId, Weak<Mmap>>> {
 pub(crate) fn map(path: &Path, len: usize) -> io::Result<FileMap> {
     // A descriptor of its own: the mapping keeps it open, and the locks of the others need not
     // wait for that.
-    let file = File::open(path)?;
-    let metadata = file.metadata()?;
-    if metadata.len() < len as u64 {
-        let found = metadata.len();
+    let file = PosixFile::open(path, OpenOptions::READ)?;
+    let found = file.len()?;
+    if found < len as u64 {
         let message = format!("{len} bytes were to be mapped, the file has {found}");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-    let id = (metadata.dev(), metadata.ino());
+    let stat = rustix::fs::fstat(&file)?;
+    let id = (stat.st_dev, stat.st_ino);
     let mut mapped = mapped();
     if let Some(known) = mapped.get(&id).and_then(Weak::upgrade) {
         if known.len() < len {
@@ -67,8 +67,8 @@ pub(crate) fn is_mapped(path: &Path) -> bool {
     if mapped.is_empty() {
         return false;
     }
-    let metadata = path.symlink_metadata();
-    metadata.map_or(true, |m| mapped.contains_key(&(m.dev(), m.ino())))
+    let stat = rustix::fs::lstat(path);
+    stat.map_or(true, |s| mapped.contains_key(&(s.st_dev, s.st_ino)))
 }
 
 /// Reads a range into memory: first as few large reads that nobody waits for, then waiting for

@@ -20,6 +20,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use alluvium_core::io::{
@@ -39,10 +40,20 @@ const ALIGNMENT_MAX: u32 = 4096;
 pub(crate) const TRANSFER_BYTES_MAX: usize = 0x7fff_f000;
 
 /// An open regular file and the alignment that its transfers need.
+///
+/// A lock ends when this is dropped: a request of io_uring may hold its reference to the open file
+/// for some time after it has completed, so that closing alone would end it later.
 #[derive(Debug)]
 pub(crate) struct PosixFile {
     fd: OwnedFd,
     alignment: u32,
+    locked: AtomicBool,
+}
+
+impl Drop for PosixFile {
+    fn drop(&mut self) {
+        self.unlock();
+    }
 }
 
 impl AsFd for PosixFile {
@@ -97,15 +108,27 @@ impl PosixFile {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags.difference(OFlags::NONBLOCK))?;
         let alignment = if direct { direct_alignment(&fd)? } else { 1 };
-        Ok(Self { fd, alignment })
+        let locked = AtomicBool::new(false);
+        Ok(Self {
+            fd,
+            alignment,
+            locked,
+        })
     }
 
-    /// The same file behind another descriptor, which must be of the same kind of access.
+    /// The same file, not locked, behind another descriptor, which must be of the same kind of
+    /// access.
     pub(crate) fn with_descriptor(self, fd: OwnedFd) -> Self {
         Self {
             fd,
             alignment: self.alignment,
+            locked: AtomicBool::new(false),
         }
+    }
+
+    /// Whether transfers go through the page cache.
+    pub(crate) fn is_buffered(&self) -> bool {
+        self.alignment == 1
     }
 
     /// See [`alluvium_core::io::IoFile::alignment`].
@@ -200,16 +223,21 @@ impl PosixFile {
             LockKind::Exclusive => FlockOperation::NonBlockingLockExclusive,
         };
         match rustix::fs::flock(self, operation) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.locked.store(true, Ordering::Relaxed);
+                Ok(true)
+            }
             Err(Errno::WOULDBLOCK) => Ok(false),
             Err(e) => Err(e.into()),
         }
     }
 
-    /// Gives a lock back before the last reference to the open file ends.
+    /// Gives a lock back. No operation may be under way.
     pub(crate) fn unlock(&self) {
-        // Closing does the same, later.
-        rustix::fs::flock(self, FlockOperation::Unlock).ok();
+        if self.locked.swap(false, Ordering::Relaxed) {
+            // Closing does the same, later.
+            rustix::fs::flock(self, FlockOperation::Unlock).ok();
+        }
     }
 }
 

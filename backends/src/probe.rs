@@ -33,6 +33,21 @@ pub fn probe() -> Vec<ProbeResult> {
     BackendKind::CONCRETE.into_iter().map(probe_kind).collect()
 }
 
+/// Each shard of glommio leaves a descriptor open: when one has worked, only what may have changed
+/// since is looked at.
+#[cfg(feature = "glommio")]
+fn probe_glommio() -> std::io::Result<()> {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static WORKS: AtomicBool = AtomicBool::new(false);
+    let factory = crate::glommio::GlommioFactory::new().ring_entries(8);
+    if WORKS.load(Ordering::Relaxed) {
+        return factory.check();
+    }
+    run_shard(&factory)?;
+    WORKS.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
 /// Tries one backend by running a shard; [`BackendKind::Auto`] never works as such.
 pub(crate) fn probe_kind(backend: BackendKind) -> ProbeResult {
     let outcome = match backend {
@@ -47,9 +62,7 @@ pub(crate) fn probe_kind(backend: BackendKind) -> ProbeResult {
             &crate::uring::UringFactory::new().ring_entries(8),
         )),
         #[cfg(feature = "glommio")]
-        BackendKind::Glommio => Some(run_shard(
-            &crate::glommio::GlommioFactory::new().ring_entries(8),
-        )),
+        BackendKind::Glommio => Some(probe_glommio()),
         _ => None,
     };
     let details = match backend {

@@ -18,6 +18,8 @@ use alluvium_testkit::io_conformance::{self, Allowances};
 
 mod cross_backend;
 mod denied_io_uring;
+#[cfg(any(feature = "glommio", feature = "uring"))]
+mod panics;
 mod registered;
 mod store;
 mod wakes;

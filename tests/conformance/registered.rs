@@ -16,6 +16,7 @@ use alluvium_core::io::{
 fn on_shard<T: Future<Output = ()> + 'static>(
     body: impl FnOnce(Rc<UringBackend>, PathBuf) -> T + Send + 'static,
 ) {
+    let _alone = alluvium_testkit::alone();
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().to_owned();
     let (ended, has_ended) = mpsc::channel();
@@ -60,6 +61,30 @@ fn a_lock_ends_when_its_file_is_dropped() {
             // At once, without another turn of the loop: nothing is under way.
             assert!(other.try_lock().is_ok(), "round {round}");
         }
+    });
+}
+
+/// Whether a ring of this process has a file of this name in its table.
+fn is_registered(name: &str) -> bool {
+    let infos = std::fs::read_dir("/proc/self/fdinfo").unwrap();
+    let texts = infos.filter_map(|info| std::fs::read_to_string(info.unwrap().path()).ok());
+    texts.into_iter().any(|text| text.contains(name))
+}
+
+/// The table of a process that was killed lasts as long as its slowest operation: what does no
+/// transfers, as the lock of a store, must not lie there.
+#[test]
+fn a_file_is_registered_with_its_first_transfer() {
+    on_shard(async |backend: Rc<UringBackend>, dir: PathBuf| {
+        let path = dir.join("registered-late");
+        let file = backend.open(&path, OpenOptions::CREATE_NEW).await.unwrap();
+        assert!(file.try_lock(LockKind::Exclusive).unwrap());
+        assert_eq!(file.len().await.unwrap(), 0);
+        assert!(!is_registered("registered-late"));
+        file.write_at(block(1), 0).await.0.unwrap();
+        assert!(is_registered("registered-late"));
+        drop(file);
+        assert!(!is_registered("registered-late"));
     });
 }
 

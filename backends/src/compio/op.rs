@@ -17,6 +17,7 @@ use compio::buf::BufResult;
 use compio::driver::{IourOpCode, OpCode, OpEntry};
 use compio::runtime::Runtime;
 use io_uring::opcode;
+use io_uring::squeue::Flags;
 use io_uring::types::{Fd, FsyncFlags};
 use rustix::io::ReadWriteFlags;
 
@@ -105,11 +106,20 @@ unsafe impl IourOpCode for Write {
 
     fn create_entry(&mut self, (): &mut ()) -> OpEntry {
         let fd = Fd(self.file.as_fd().as_raw_fd());
-        let flags = if self.durable { DSYNC } else { 0 };
+        let rw_flags = if self.durable { DSYNC } else { 0 };
+        // Not tried on this thread first: some file systems (XFS) would do the flush there, and
+        // what is left of a short try goes on in a worker, whose failure to sync would show as a
+        // short count.
+        let flags = if self.durable && self.file.is_buffered() {
+            Flags::ASYNC
+        } else {
+            Flags::empty()
+        };
         opcode::Write::new(fd, self.buf.as_ptr(), length(self.buf.len()))
             .offset(self.offset)
-            .rw_flags(flags)
+            .rw_flags(rw_flags)
             .build()
+            .flags(flags)
             .into()
     }
 

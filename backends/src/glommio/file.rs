@@ -5,9 +5,10 @@
 //! copy and the file until the kernel is done with both.
 
 use std::io;
-use std::mem::ManuallyDrop;
+use std::mem::{self, ManuallyDrop};
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -89,7 +90,19 @@ impl Deref for Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        drop(self.0.take().map(OwnedDmaFile::from));
+        let file = self.0.take();
+        // glommio panics when `close` fails, as it may on a network file system. The descriptor is
+        // closed all the same, and what was to be durable has been synced.
+        let closed = catch_unwind(AssertUnwindSafe(|| drop(file.map(OwnedDmaFile::from))));
+        if let Err(panic) = closed {
+            mem::forget(panic);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.posix.unlock();
     }
 }
 

@@ -90,9 +90,14 @@ impl GlommioFactory {
         self
     }
 
+    /// Whether the kernel lets this thread have what a shard needs.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        setup::check(self.ring_entries)
+    }
+
     /// Builds the executor on the calling thread.
     fn build(&self) -> io::Result<LocalExecutor> {
-        setup::check(self.ring_entries)?;
+        self.check()?;
         // Unbound: the thread is pinned already, by the scheduler's mask.
         let builder = LocalExecutorBuilder::new(Placement::Unbound)
             .ring_depth(usize::try_from(self.ring_entries).unwrap_or(usize::MAX))
@@ -139,8 +144,11 @@ fn run(executor: LocalExecutor, main: ShardMain<GlommioBackend>) {
         executor.run(turn::run(backend, incoming, main));
     }));
     if ran.is_err() {
-        // glommio itself gave up (the hook has reported why). The kernel may still be at work:
-        // memory that it may use must stay, and descriptors with it.
+        // glommio itself gave up (the hook has reported why). Whoever waits for a task hears of it.
+        // The kernel may still be at work: memory that operations use must stay, and descriptors
+        // with it.
+        local.incoming.end();
+        local.incoming.drop_tasks();
         mem::forget((executor, local));
     }
 }

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use alluvium_core::io::LocalFuture;
+use futures_util::stream::{FuturesUnordered, Stream};
 
 /// Drops a task; a panic in a destructor must not take the others along.
 fn drop_quietly(task: LocalFuture<()>) {
@@ -104,9 +105,11 @@ impl<T> Future for Submitted<T> {
     }
 }
 
-/// What arrived since the loop last looked.
+/// The tasks, and what arrived since the loop last looked.
 #[derive(Default)]
 pub(super) struct Incoming {
+    /// Not in the loop itself: when glommio gives the loop up, they are still to be had.
+    running: RefCell<FuturesUnordered<Shell>>,
     tasks: RefCell<Vec<Shell>>,
     operations: RefCell<Vec<Shell>>,
     yielded: RefCell<Vec<Waker>>,
@@ -166,6 +169,29 @@ impl Incoming {
 
     pub(super) fn take_operations(&self) -> Vec<Shell> {
         self.operations.take()
+    }
+
+    /// Polls the tasks that are ready; ready when one of this role has ended.
+    pub(super) fn poll_tasks(&self, until: Option<Role>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let polled = Pin::new(&mut *self.running.borrow_mut()).poll_next(cx);
+            match polled {
+                Poll::Ready(Some(role)) if Some(role) == until => return Poll::Ready(()),
+                Poll::Ready(Some(_)) => {}
+                Poll::Ready(None) | Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Adds tasks that are polled with the others from now on.
+    pub(super) fn run(&self, tasks: impl IntoIterator<Item = Shell>) {
+        self.running.borrow_mut().extend(tasks);
+    }
+
+    /// Drops all tasks.
+    pub(super) fn drop_tasks(&self) {
+        // Without a borrow: a destructor may come back here.
+        drop(self.running.take());
     }
 
     /// From now on new tasks are dropped at once; operations are still taken.

@@ -44,7 +44,6 @@ pub(super) async fn run(
 ) {
     let hub = Hub::new();
     let mut shard = Shard {
-        tasks: FuturesUnordered::new(),
         operations: FuturesUnordered::new(),
         waker: Waker::from(Arc::clone(&hub)),
         hub,
@@ -53,10 +52,10 @@ pub(super) async fn run(
     let backend = Rc::new(backend);
     // Called inside the task: also a panic before there is a future ends only the shard.
     let main = Box::pin(async move { main(backend).await });
-    shard.tasks.push(Shell::new(main, Role::Main));
+    shard.incoming.run([Shell::new(main, Role::Main)]);
     shard.drive(Until::MainEnded).await;
     shard.incoming.end();
-    shard.tasks.clear();
+    shard.incoming.drop_tasks();
     shard.drive(Until::Idle).await;
     shard.hub.close();
     // A wake that came before may still wait in glommio's queue, where it would keep this task's
@@ -65,7 +64,6 @@ pub(super) async fn run(
 }
 
 struct Shard {
-    tasks: FuturesUnordered<Shell>,
     operations: FuturesUnordered<Shell>,
     /// The hub as a waker.
     waker: Waker,
@@ -106,14 +104,9 @@ impl Shard {
     /// Polls what is ready, once.
     fn round(&mut self, until: Until) -> Poll<()> {
         let mut cx = Context::from_waker(&self.waker);
-        loop {
-            match Pin::new(&mut self.tasks).poll_next(&mut cx) {
-                Poll::Ready(Some(Role::Main)) if until == Until::MainEnded => {
-                    return Poll::Ready(());
-                }
-                Poll::Ready(Some(_)) => {}
-                Poll::Ready(None) | Poll::Pending => break,
-            }
+        let ends_with = (until == Until::MainEnded).then_some(Role::Main);
+        if self.incoming.poll_tasks(ends_with, &mut cx).is_ready() {
+            return Poll::Ready(());
         }
         // Operations after tasks: what a task has just submitted starts in the same round.
         self.operations.extend(self.incoming.take_operations());
@@ -126,7 +119,7 @@ impl Shard {
         }
         let new = self.incoming.take_tasks();
         if !new.is_empty() {
-            self.tasks.extend(new);
+            self.incoming.run(new);
             self.waker.wake_by_ref();
         }
         Poll::Pending

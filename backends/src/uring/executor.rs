@@ -301,15 +301,21 @@ impl Local {
         drop(yielded);
     }
 
-    /// Waits until the kernel is done with every operation. An error means that it cannot be told,
-    /// so that nothing which they own may be freed.
-    pub(super) fn drain(&self) -> io::Result<()> {
+    /// Waits until the kernel is done with every operation, for at most `patience`. An error means
+    /// that it is not, or cannot be told, so that nothing which they own may be freed.
+    pub(super) fn drain(&self, patience: Duration) -> io::Result<()> {
+        let deadline = posix::now().saturating_add(patience);
         loop {
             self.take_completions();
             if self.ops.borrow().in_kernel() == 0 {
                 return Ok(());
             }
-            self.ring.borrow_mut().enter(Wait::Until(None), false)?;
+            let left = deadline.saturating_sub(posix::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let mut ring = self.ring.borrow_mut();
+            ring.enter(Wait::Until(Some(left)), false)?;
         }
     }
 }

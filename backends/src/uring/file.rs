@@ -1,6 +1,6 @@
 //! One file of a uring shard.
 
-use std::cell::Cell;
+use std::cell::OnceCell;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,20 +17,31 @@ use crate::posix::{PosixFile, check_range};
 
 /// An open file, shared by its handle and the operations under way on it.
 ///
-/// The ring's table holds the open file description as a descriptor does. So that the end of the
-/// last operation (or of the handle) ends the lock at once, and not when the kernel gets round to
-/// tidying its table, the destructor unlocks, empties the slot and closes, in this order.
+/// The ring's table holds the open file description as a descriptor does, and the kernel gets round
+/// to tidying the table of a process that was killed only when all its operations have ended. So a
+/// file takes a place there with its first transfer: the store's lock, which has none, does not
+/// wait for the disk. The end of the last operation (or of the handle) ends a lock at once.
 pub(super) struct OpenFile {
     file: PosixFile,
-    /// Place in the ring's table.
-    slot: Option<u32>,
-    locked: Cell<bool>,
+    /// Place in the ring's table; `None` when there was none to be had.
+    slot: OnceCell<Option<u32>>,
     local: Rc<Local>,
 }
 
 impl OpenFile {
     pub(super) fn slot(&self) -> Option<u32> {
+        self.slot.get().copied().flatten()
+    }
+
+    /// See [`PosixFile::is_buffered`].
+    pub(super) fn is_buffered(&self) -> bool {
+        self.file.is_buffered()
+    }
+
+    fn register(&self) {
+        let mut ring = self.local.ring.borrow_mut();
         self.slot
+            .get_or_init(|| ring.register_file(self.file.as_fd()));
     }
 }
 
@@ -42,10 +53,7 @@ impl AsFd for OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        if self.locked.get() {
-            self.file.unlock();
-        }
-        if let Some(slot) = self.slot {
+        if let Some(slot) = self.slot() {
             self.local.ring.borrow_mut().unregister_file(slot);
         }
     }
@@ -55,7 +63,7 @@ impl fmt::Debug for OpenFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OpenFile")
             .field("file", &self.file)
-            .field("slot", &self.slot)
+            .field("slot", &self.slot())
             .finish_non_exhaustive()
     }
 }
@@ -68,18 +76,17 @@ pub struct UringFile {
 
 impl UringFile {
     pub(super) fn new(file: PosixFile, local: &Rc<Local>) -> Self {
-        let slot = local.ring.borrow_mut().register_file(file.as_fd());
         Self {
             file: Rc::new(OpenFile {
                 file,
-                slot,
-                locked: Cell::new(false),
+                slot: OnceCell::new(),
                 local: Rc::clone(local),
             }),
         }
     }
 
     async fn run(&self, buffer: Buffer, request: Request) -> (io::Result<usize>, Option<Owned>) {
+        self.file.register();
         let target = Target::File(Rc::clone(&self.file));
         submit(&self.file.local, Owned { target, buffer }, request).await
     }
@@ -165,10 +172,6 @@ impl IoFile for UringFile {
     }
 
     fn try_lock(&self, kind: LockKind) -> io::Result<bool> {
-        let taken = self.file.file.try_lock(kind)?;
-        if taken {
-            self.file.locked.set(true);
-        }
-        Ok(taken)
+        self.file.file.try_lock(kind)
     }
 }

@@ -166,15 +166,40 @@ impl BackendFactory for UringFactory {
 
 /// Runs `main` to its end. What is left is dropped in this order, also when `main` panics: the
 /// future of `main`, the tasks, the operations when the kernel is done with them, the ring.
+///
+/// # Panics
+/// When the ring cannot be used any more, after all that: there is nobody to hand the error on to,
+/// and the panic hook reports it. Whoever waits for the shard hears that it has ended.
 fn run(local: &Rc<Local>, main: ShardMain<UringBackend>) {
     let _woken_here = local.enter_thread();
-    // A panic was reported by the panic hook, and there is nobody to hand an error on to: whoever
-    // waits for the shard hears that it has ended.
-    drop(catch_unwind(AssertUnwindSafe(|| local.run(main))));
-    local.close();
-    let drained = catch_unwind(AssertUnwindSafe(|| local.drain()));
-    if !matches!(drained, Ok(Ok(()))) {
+    let ran = caught(|| local.run(main));
+    let closed = caught(|| local.close());
+    // A ring that has failed may have lost completions, which would be waited for in vain.
+    let patience = match ran {
+        Some(Err(_)) => FAILED_RING_PATIENCE,
+        _ => Duration::MAX,
+    };
+    let drained = caught(|| local.drain(patience));
+    if closed.is_none() || !matches!(drained, Some(Ok(()))) {
         // The ring refuses to be waited for: memory that the kernel may still use must stay.
         std::mem::forget(Rc::clone(local));
+    }
+    if let Some(Err(e)) = ran {
+        panic!("the ring of a shard cannot be used any more: {e}");
+    }
+}
+
+/// How long operations of a ring that has failed are waited for.
+const FAILED_RING_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What `f` returns, or `None` if it panicked, which the panic hook has reported.
+fn caught<T>(f: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(value) => Some(value),
+        Err(payload) => {
+            // Its destructor is code of others and might panic in turn.
+            std::mem::forget(payload);
+            None
+        }
     }
 }

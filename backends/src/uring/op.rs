@@ -72,7 +72,7 @@ const DSYNC: i32 = ReadWriteFlags::DSYNC.bits().cast_signed();
 impl Owned {
     /// The entry for a request. It names memory and the descriptor of `self` and nothing else.
     fn entry(&mut self, request: Request, registered: Option<&Arena>) -> Entry {
-        let (fd, flags) = match &self.target {
+        let (fd, mut flags) = match &self.target {
             Target::File(file) => match file.slot() {
                 // What `types::Fixed` stands for, without a type of its own for each operation.
                 Some(slot) => (Fd(slot.cast_signed()), Flags::FIXED_FILE),
@@ -81,6 +81,14 @@ impl Owned {
             Target::Dir(fd) => (Fd(fd.as_raw_fd()), Flags::empty()),
             Target::Memory => (Fd(-1), Flags::empty()),
         };
+        if let (Request::Write { durable: true, .. }, Target::File(file)) = (request, &self.target)
+            && file.is_buffered()
+        {
+            // Not tried on this thread first: some file systems (XFS) would do the flush there, and
+            // what is left of a short try goes on in a worker, whose failure to sync would show as
+            // a short count.
+            flags |= Flags::ASYNC;
+        }
         let entry = match (request, &mut self.buffer) {
             (Request::Read { offset, len }, Buffer::In(buf)) => {
                 let len = transfer_length(len.min(buf.capacity()));

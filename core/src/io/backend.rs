@@ -302,7 +302,8 @@ pub trait IoFile: fmt::Debug + 'static {
     /// system cannot; `ENOSPC` leaves the file no longer than it was.
     async fn allocate(&self, len: u64) -> io::Result<()>;
 
-    /// Sets the length of the file; new bytes read as zero.
+    /// Sets the length of the file; new bytes read as zero. No other operation on the file may be in
+    /// flight.
     async fn set_len(&self, len: u64) -> io::Result<()>;
 
     /// Length of the file.

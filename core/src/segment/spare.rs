@@ -82,7 +82,8 @@ async fn build<B: IoBackend>(
         Ok(()) => {}
         Err(e) if Error::is_no_space(&e) => return Err(e),
         // No reservation of blocks on this file system: the length at least is right.
-        Err(_) => file.set_len(request.capacity_bytes).await?,
+        Err(e) if cannot_allocate(&e) => file.set_len(request.capacity_bytes).await?,
+        Err(e) => return Err(e),
     }
     zero(backend, &file, 0..request.initialise_bytes).await?;
     let header = spare_header(request, file.alignment());
@@ -94,6 +95,12 @@ async fn build<B: IoBackend>(
     backend.rename(temporary, path).await?;
     backend.sync_dir(&request.dir).await?;
     Ok(file)
+}
+
+/// Whether the file system has no such thing as reserving blocks.
+fn cannot_allocate(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidInput, Unsupported};
+    matches!(error.kind(), InvalidInput | Unsupported)
 }
 
 /// Writes zeros over a range of the file, in chunks that let other tasks in between.

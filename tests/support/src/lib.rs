@@ -17,7 +17,12 @@ pub mod promises;
 pub mod store_conformance;
 pub mod stress;
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Suites run one after the other: some checks count what belongs to the whole process.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Waits for the others that count what the process has, and keeps them waiting.
+pub fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -8,7 +8,7 @@ use std::task::{Context, Waker};
 use alluvium_core::io::{BackendFactory, FileMap, IoBackend, IoFile, LockKind, OpenOptions};
 use bytes::Bytes;
 
-use super::{Ctx, EINVAL, ENOENT, Suite, assert_errno, checks, pattern, write};
+use super::{Ctx, EINVAL, EISDIR, ELOOP, ENOENT, Suite, assert_errno, checks, pattern, write};
 
 pub(super) fn all<F: BackendFactory>(suite: &mut Suite<'_, F>) {
     checks!(suite;
@@ -55,6 +55,9 @@ async fn a_mapping_shows_the_file<B: IoBackend>(ctx: Ctx<B>) {
     let longer = ctx.backend.map(&ctx.path("file"), (64 << 10) + 1);
     assert_eq!(longer.unwrap_err().kind(), ErrorKind::InvalidInput);
     assert_errno(ctx.backend.map(&ctx.path("nothing"), 1), ENOENT);
+    std::os::unix::fs::symlink(ctx.path("file"), ctx.path("link")).unwrap();
+    assert_errno(ctx.backend.map(&ctx.path("link"), 1), ELOOP);
+    assert_errno(ctx.backend.map(&ctx.dir, 1), EISDIR);
 }
 
 async fn a_mapping_is_known_by_the_file_until_its_last_bytes_go<B: IoBackend>(ctx: Ctx<B>) {

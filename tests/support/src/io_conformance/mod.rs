@@ -18,7 +18,7 @@ mod transfers;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::{PoisonError, mpsc};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use alluvium_core::io::{
@@ -49,9 +49,7 @@ pub struct Allowances {
 /// # Panics
 /// When a check fails; the message names all that failed.
 pub fn run_with<F: BackendFactory>(factory: &F, dir: &Path, allowances: Allowances) {
-    let _guard = crate::ONE_AT_A_TIME
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let _guard = crate::alone();
     let mut suite = Suite {
         factory,
         dir,

@@ -15,7 +15,6 @@ mod waiting;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use alluvium_core::io::{BackendFactory, LocalFuture};
@@ -57,9 +56,7 @@ pub trait Host {
 /// # Panics
 /// When a check fails; the message names all that failed.
 pub fn run<H: Host + Clone + 'static>(host: &H, dir: &Path) {
-    let _guard = crate::ONE_AT_A_TIME
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let _guard = crate::alone();
     let mut suite = Suite {
         host,
         dir,
@@ -89,9 +86,7 @@ where
     A: Host + Clone + 'static,
     B: Host + Clone + 'static,
 {
-    let _guard = crate::ONE_AT_A_TIME
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let _guard = crate::alone();
     let names = format!("{} to {}", a.name(), b.name());
     let dir = dir.join(names.replace(' ', "-"));
     a.create_dir(&dir);
