@@ -5,6 +5,16 @@
 //! and opened again, on another backend perhaps. So the mappings of the process are noted here, by
 //! what the file is rather than by its name.
 
+#![cfg_attr(
+    not(all(
+        feature = "compio",
+        feature = "glommio",
+        feature = "tokio",
+        feature = "uring"
+    )),
+    allow(dead_code, reason = "each backend uses its part")
+)]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;

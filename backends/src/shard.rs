@@ -1,6 +1,17 @@
-//! Starting a shard's thread, the same for all real backends.
+//! Starting a shard's thread and keeping panics in their place, the same for all real backends.
+
+#![cfg_attr(
+    not(all(
+        feature = "compio",
+        feature = "glommio",
+        feature = "tokio",
+        feature = "uring"
+    )),
+    allow(dead_code, reason = "each backend uses its part")
+)]
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::thread;
 
@@ -8,6 +19,25 @@ use alluvium_core::io::ShardSpec;
 use rustix::io::Errno;
 
 use crate::posix;
+
+/// What `f` returns, or `None` if it panicked, which the panic hook has reported.
+pub(crate) fn caught<T>(f: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(value) => Some(value),
+        Err(payload) => {
+            // Its destructor is code of others, too.
+            if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                std::mem::forget(again);
+            }
+            None
+        }
+    }
+}
+
+/// Drops what belongs to others; a panic in a destructor must not take more along.
+pub(crate) fn drop_quietly<T>(value: T) {
+    caught(|| drop(value));
+}
 
 /// Starts a thread, pins it if asked, runs `build` on it, and `run` with what was built.
 ///

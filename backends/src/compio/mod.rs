@@ -16,7 +16,6 @@ mod op;
 mod tasks;
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -26,7 +25,8 @@ use compio::driver::op::OpCodeFlag;
 use compio::runtime::{Runtime, RuntimeBuilder};
 use rustix::io::Errno;
 
-use crate::{posix, shard};
+use crate::posix;
+use crate::shard::{self, caught};
 use backend::Local;
 
 pub use backend::CompioBackend;
@@ -146,20 +146,18 @@ impl BackendFactory for CompioFactory {
 fn run(runtime: Runtime, main: ShardMain<CompioBackend>) {
     let local = Rc::new(Local::default());
     // A panic was reported by the panic hook; there is nobody to hand it on to.
-    drop(catch_unwind(AssertUnwindSafe(|| {
-        runtime.enter(|| drive(&runtime, &local, main));
-    })));
-    runtime.enter(|| local.tasks.close());
+    caught(|| runtime.enter(|| drive(&runtime, &local, main)));
+    caught(|| runtime.enter(|| local.tasks.close()));
     // Closing a ring does not wait for its operations (the kernel does that later, in the
     // background), and compio frees their buffers right after closing. So wait before.
-    let drained = catch_unwind(AssertUnwindSafe(|| {
+    let drained = caught(|| {
         runtime.enter(|| {
             while local.in_flight() > 0 {
                 runtime.poll_with(Some(DRAIN_INTERVAL));
             }
         });
-    }));
-    if drained.is_err() {
+    });
+    if drained.is_none() {
         // The ring refuses to be waited for: memory that the kernel may still use must stay.
         std::mem::forget(runtime);
     }

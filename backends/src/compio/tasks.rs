@@ -7,12 +7,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use alluvium_core::io::LocalFuture;
+
+use crate::shard::{caught, drop_quietly};
 
 /// All live tasks of one shard.
 #[derive(Default)]
@@ -66,11 +67,6 @@ impl Tasks {
     }
 }
 
-/// Drops a task; a panic in a destructor must not take the others along.
-fn drop_quietly(task: LocalFuture<()>) {
-    drop(catch_unwind(AssertUnwindSafe(|| drop(task))));
-}
-
 /// What compio's executor runs: polls the task in its slot, and ends when the task ends, panics
 /// or is gone.
 pub(super) struct Shell {
@@ -86,13 +82,13 @@ impl Future for Shell {
         let Some(mut task) = self.slot.borrow_mut().take() else {
             return Poll::Ready(());
         };
-        match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx))) {
-            Ok(Poll::Pending) => {
+        match caught(|| task.as_mut().poll(cx)) {
+            Some(Poll::Pending) => {
                 *self.slot.borrow_mut() = Some(task);
                 Poll::Pending
             }
             // Ended, or panicked (the panic hook has reported it): the others go on.
-            Ok(Poll::Ready(())) | Err(_) => {
+            Some(Poll::Ready(())) | None => {
                 self.tasks.forget(self.id);
                 drop_quietly(task);
                 Poll::Ready(())

@@ -5,10 +5,9 @@
 //! copy and the file until the kernel is done with both.
 
 use std::io;
-use std::mem::{self, ManuallyDrop};
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -22,6 +21,7 @@ use rustix::io::{DupFlags, Errno};
 use super::backend::Local;
 use super::setup::to_io;
 use crate::posix::{PosixFile, check_range};
+use crate::shard::caught;
 
 /// Most bytes that one transfer moves: bounds the memory for its copy. Callers go on after short
 /// counts. A multiple of every alignment.
@@ -93,10 +93,7 @@ impl Drop for Handle {
         let file = self.0.take();
         // glommio panics when `close` fails, as it may on a network file system. The descriptor is
         // closed all the same, and what was to be durable has been synced.
-        let closed = catch_unwind(AssertUnwindSafe(|| drop(file.map(OwnedDmaFile::from))));
-        if let Err(panic) = closed {
-            mem::forget(panic);
-        }
+        caught(|| drop(file.map(OwnedDmaFile::from)));
     }
 }
 

@@ -33,13 +33,13 @@ mod turn;
 
 use std::io;
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use alluvium_core::io::{BackendFactory, ShardMain, ShardSpec};
 use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
 
-use crate::{posix, shard};
+use crate::posix;
+use crate::shard::{self, caught};
 use backend::Local;
 
 pub use backend::GlommioBackend;
@@ -102,8 +102,8 @@ impl GlommioFactory {
         let builder = LocalExecutorBuilder::new(Placement::Unbound)
             .ring_depth(usize::try_from(self.ring_entries).unwrap_or(usize::MAX))
             .io_memory(self.io_memory_bytes);
-        catch_unwind(AssertUnwindSafe(|| builder.make()))
-            .map_err(|_| setup::setup_panicked())?
+        caught(|| builder.make())
+            .ok_or_else(setup::setup_panicked)?
             .map_err(setup::to_io)
     }
 }
@@ -140,10 +140,8 @@ fn run(executor: LocalExecutor, main: ShardMain<GlommioBackend>) {
     let local = Rc::new(Local::default());
     let backend = GlommioBackend::new(Rc::clone(&local));
     let incoming = Rc::clone(&local.incoming);
-    let ran = catch_unwind(AssertUnwindSafe(|| {
-        executor.run(turn::run(backend, incoming, main));
-    }));
-    if ran.is_err() {
+    let ran = caught(|| executor.run(turn::run(backend, incoming, main)));
+    if ran.is_none() {
         // glommio itself gave up (the hook has reported why). Whoever waits for a task hears of it.
         // The kernel may still be at work: memory that operations use must stay, and descriptors
         // with it.

@@ -7,7 +7,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -15,10 +14,7 @@ use std::task::{Context, Poll, Waker};
 use alluvium_core::io::LocalFuture;
 use futures_util::stream::{FuturesUnordered, Stream};
 
-/// Drops a task; a panic in a destructor must not take the others along.
-fn drop_quietly(task: LocalFuture<()>) {
-    drop(catch_unwind(AssertUnwindSafe(|| drop(task))));
-}
+use crate::shard::{caught, drop_quietly};
 
 /// Which of a shard's futures has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +47,8 @@ impl Future for Shell {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Role> {
         if let Some(mut task) = self.task.take() {
-            let polled = catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx)));
-            if let Ok(Poll::Pending) = polled {
+            let polled = caught(|| task.as_mut().poll(cx));
+            if let Some(Poll::Pending) = polled {
                 self.task = Some(task);
                 return Poll::Pending;
             }
@@ -110,6 +106,8 @@ impl<T> Future for Submitted<T> {
 pub(super) struct Incoming {
     /// Not in the loop itself: when glommio gives the loop up, they are still to be had.
     running: RefCell<FuturesUnordered<Shell>>,
+    /// Operations under way; those stay with this when glommio gives the loop up.
+    under_way: RefCell<FuturesUnordered<Shell>>,
     tasks: RefCell<Vec<Shell>>,
     operations: RefCell<Vec<Shell>>,
     yielded: RefCell<Vec<Waker>>,
@@ -167,10 +165,6 @@ impl Incoming {
         self.tasks.take()
     }
 
-    pub(super) fn take_operations(&self) -> Vec<Shell> {
-        self.operations.take()
-    }
-
     /// Polls the tasks that are ready; ready when one of this role has ended.
     pub(super) fn poll_tasks(&self, until: Option<Role>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
@@ -179,6 +173,19 @@ impl Incoming {
                 Poll::Ready(Some(role)) if Some(role) == until => return Poll::Ready(()),
                 Poll::Ready(Some(_)) => {}
                 Poll::Ready(None) | Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Starts new operations and polls those that are ready; ready when there is none left.
+    pub(super) fn poll_operations(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.under_way.borrow_mut().extend(self.operations.take());
+        loop {
+            let polled = Pin::new(&mut *self.under_way.borrow_mut()).poll_next(cx);
+            match polled {
+                Poll::Ready(Some(_)) => {}
+                Poll::Ready(None) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
             }
         }
     }

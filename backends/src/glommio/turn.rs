@@ -9,14 +9,13 @@
 
 use std::future::{Future, poll_fn};
 use std::hint;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use alluvium_core::io::ShardMain;
-use futures_util::stream::{FuturesUnordered, Stream};
 use glommio::timer::Timer;
 
 use super::GlommioBackend;
@@ -44,7 +43,6 @@ pub(super) async fn run(
 ) {
     let hub = Hub::new();
     let mut shard = Shard {
-        operations: FuturesUnordered::new(),
         waker: Waker::from(Arc::clone(&hub)),
         hub,
         incoming,
@@ -64,7 +62,6 @@ pub(super) async fn run(
 }
 
 struct Shard {
-    operations: FuturesUnordered<Shell>,
     /// The hub as a waker.
     waker: Waker,
     hub: Arc<Hub>,
@@ -109,13 +106,8 @@ impl Shard {
             return Poll::Ready(());
         }
         // Operations after tasks: what a task has just submitted starts in the same round.
-        self.operations.extend(self.incoming.take_operations());
-        loop {
-            match Pin::new(&mut self.operations).poll_next(&mut cx) {
-                Poll::Ready(Some(_)) => {}
-                Poll::Ready(None) if until == Until::Idle => return Poll::Ready(()),
-                Poll::Ready(None) | Poll::Pending => break,
-            }
+        if self.incoming.poll_operations(&mut cx).is_ready() && until == Until::Idle {
+            return Poll::Ready(());
         }
         let new = self.incoming.take_tasks();
         if !new.is_empty() {

@@ -18,7 +18,6 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -36,6 +35,7 @@ use super::spin::Spin;
 use super::timers::Timers;
 use super::wake::{Ready, Remote, Task};
 use crate::posix;
+use crate::shard::{caught, drop_quietly};
 
 /// Most tasks that one turn polls before it looks at the ring.
 const TURN_POLLS: usize = 64;
@@ -115,8 +115,8 @@ impl Local {
             return;
         };
         let mut cx = Context::from_waker(&waker);
-        let polled = catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(&mut cx)));
-        if let Ok(Poll::Pending) = polled
+        let polled = caught(|| task.as_mut().poll(&mut cx));
+        if let Some(Poll::Pending) = polled
             && let Some(place) = self.tasks.borrow_mut().get_mut(key)
         {
             *place = Some((task, waker));
@@ -230,8 +230,11 @@ impl Local {
             let key = Key::from_bits(completion.user_data);
             let completed = self.ops.borrow_mut().complete(key, completion.result);
             match completed {
-                Completed::Wake(waker) => waker.wake(),
-                Completed::Release(owned) => drop(owned),
+                // A panic in one must not lose the completions behind it.
+                Completed::Wake(waker) => {
+                    caught(|| waker.wake());
+                }
+                Completed::Release(owned) => drop_quietly(owned),
                 Completed::Nothing => {}
             }
         }
@@ -318,9 +321,4 @@ impl Local {
             ring.enter(Wait::Until(Some(left)), false)?;
         }
     }
-}
-
-/// Drops a task; a panic in a destructor must not take the others along.
-fn drop_quietly(task: LocalFuture<()>) {
-    drop(catch_unwind(AssertUnwindSafe(|| drop(task))));
 }

@@ -50,13 +50,13 @@ mod timers;
 mod wake;
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
 use alluvium_core::io::{BackendFactory, ShardMain, ShardSpec};
 
-use crate::{posix, shard};
+use crate::posix;
+use crate::shard::{self, caught};
 use executor::Local;
 use ring::Ring;
 
@@ -173,7 +173,8 @@ impl BackendFactory for UringFactory {
 fn run(local: &Rc<Local>, main: ShardMain<UringBackend>) {
     let _woken_here = local.enter_thread();
     let ran = caught(|| local.run(main));
-    let closed = caught(|| local.close());
+    // Goes on behind what a panic came from.
+    let closed = caught(|| local.close()).or_else(|| caught(|| local.close()));
     // A ring that has failed may have lost completions, which would be waited for in vain.
     let patience = match ran {
         Some(Err(_)) => FAILED_RING_PATIENCE,
@@ -191,15 +192,3 @@ fn run(local: &Rc<Local>, main: ShardMain<UringBackend>) {
 
 /// How long operations of a ring that has failed are waited for.
 const FAILED_RING_PATIENCE: Duration = Duration::from_secs(5);
-
-/// What `f` returns, or `None` if it panicked, which the panic hook has reported.
-fn caught<T>(f: impl FnOnce() -> T) -> Option<T> {
-    match catch_unwind(AssertUnwindSafe(f)) {
-        Ok(value) => Some(value),
-        Err(payload) => {
-            // Its destructor is code of others and might panic in turn.
-            std::mem::forget(payload);
-            None
-        }
-    }
-}

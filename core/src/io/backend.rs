@@ -9,7 +9,9 @@
 //!   order. The engine never has two writes in flight on overlapping byte ranges.
 //! * **Errors** are `std::io::Error` with the operating system's error code (`raw_os_error`)
 //!   wherever there is one, so that the engine can tell `ENOSPC` from `EIO`.
-//! * **Panics.** A backend never panics because of what the disk or the kernel says.
+//! * **Panics.** A backend never panics because of what the disk or the kernel says, but for the end
+//!   of a shard whose event loop cannot go on: what it had is dropped, then its thread may report
+//!   why by a panic.
 
 use std::ffi::OsString;
 use std::fmt;
