@@ -366,3 +366,45 @@ fn nothing_that_was_cut_is_served_from_what_was_read_ahead() {
         }
     }
 }
+
+/// Who catches up must not fill the disk's queue in front of the appends.
+#[test]
+fn beside_appends_few_units_are_read_at_a_time() {
+    for (appending, expected) in [(false, 4..=usize::MAX), (true, 1..=2)] {
+        let sim = machine(6);
+        sim.block_on(async {
+            let large = |c: &mut StoreConfig| {
+                from_disk(c);
+                c.segment_bytes = 1 << 20;
+                c.read_ahead_chunks = 8;
+                c.read_ahead_bytes_max = 1 << 20;
+            };
+            let (store, _) = try_open(&sim, large).await.unwrap();
+            let p = store.create_partition(1).await.unwrap();
+            fill(&p, 3000, 10).await;
+            let mut stream = p.subscribe_with(0, SMALL);
+            next(&mut stream).await;
+            // What may be read ahead is there, and is taken only when the disk has stopped.
+            sim.sleep(Duration::from_millis(200)).await;
+            sim.set_stalled(true);
+            let append = if appending {
+                Some(p.try_append(batch(3000, 1), Ack::Durable.into()).unwrap())
+            } else {
+                None
+            };
+            sim.sleep(Duration::from_millis(1)).await;
+            while polled(stream.next(), 1).await.is_some() {}
+            sim.sleep(Duration::from_millis(1)).await;
+            let in_flight = sim.in_flight();
+            assert!(expected.contains(&in_flight), "{appending}: {in_flight}");
+            sim.set_stalled(false);
+            if let Some(append) = append {
+                append.await.unwrap();
+            }
+            while stream.next_offset() < 3000 {
+                next(&mut stream).await;
+            }
+            close(&store).await;
+        });
+    }
+}

@@ -42,7 +42,13 @@ pub(super) async fn drive<B: IoBackend>(partition: Rc<Partition<B>>) {
     loop {
         let step = partition.next_step(in_flight.is_empty());
         match step {
-            Step::Write(write) => in_flight.push(Box::pin(carry_out(write))),
+            Step::Write(write) => {
+                let shard = Rc::clone(&partition.shard);
+                in_flight.push(Box::pin(async move {
+                    let _in_flight = shard.write_in_flight();
+                    carry_out(write).await
+                }));
+            }
             Step::Sync(segment) => {
                 in_flight.push(Box::pin(
                     async move { (None, segment.file.sync_data().await) },

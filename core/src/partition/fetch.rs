@@ -264,8 +264,10 @@ impl<B: IoBackend> Partition<B> {
             let newest = state.segments().next_back();
             newest.is_some_and(|newest| !Rc::ptr_eq(newest, segment))
         };
+        let turn = self.shard.read_turn().await;
         let read = segment.read_raw(backend, &context.pool, (start, end), mapped);
         let read = read.await;
+        drop(turn);
         self.shard.stats.read_from_disk();
         read.map_err(|e| Error::io("read", &segment.path, e))
     }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
+
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{BatchHeader, FORMAT_VERSION, FormatError, SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::io::{
@@ -81,72 +83,95 @@ pub(super) async fn take_inventory<B: IoBackend>(
         inventory.next_number = inventory.next_number.max(number.saturating_add(1));
     }
     segments.sort_unstable();
-    let mut opened = Vec::new();
-    for (_, path) in segments {
-        let mode = if access.read_only {
-            OpenMode::Read
-        } else {
-            OpenMode::ReadWrite
-        };
-        let options = OpenOptions {
-            mode,
-            direct: access.direct,
-        };
-        let file = backend
-            .open(&path, options)
-            .await
-            .map_err(|e| Error::io("open", &path, e))?;
-        let kind = if access.read_only {
-            LockKind::Shared
-        } else {
-            LockKind::Exclusive
-        };
-        if !fence(backend, &file, kind, &path, access.fence_timeout).await? {
-            let waited_ms = millis(access.fence_timeout);
-            return Err(Error::Fenced { path, waited_ms });
-        }
-        opened.push((path, file));
-    }
-    for (path, file) in opened {
-        let file = FailStop::new(file);
-        let len = file.len().await.map_err(|e| Error::io("stat", &path, e))?;
-        // The header block, and the start of the first batch.
-        let wanted = 2 * SEGMENT_HEADER_LEN;
-        let buf = AlignedBuf::with_capacity(wanted);
-        let block = file
-            .read_at(buf, 0, wanted)
-            .await
-            .map_err(|e| Error::io("read", &path, e))?;
-        let (block, first) = block.split_at(SEGMENT_HEADER_LEN.min(block.len()));
-        let header = SegmentHeader::decode(block);
-        if let Err(FormatError::UnsupportedVersion { found }) = header {
-            return Err(Error::UnsupportedVersion {
-                path,
-                found,
-                supported: FORMAT_VERSION,
-            });
-        }
-        let header = header.map_err(CorruptionKind::from).and_then(|h| {
-            if h.partition != partition || h.incarnation != incarnation {
-                Err(CorruptionKind::Misplaced(
-                    "the segment belongs to another partition",
-                ))
-            } else if outruns_header(first, &h) {
-                Err(CorruptionKind::Misplaced(
-                    "its first batch is newer than its header: the header was never written",
-                ))
-            } else {
-                Ok(h)
-            }
-        });
-        inventory.found.push(Found {
-            path,
-            file,
-            len,
-            header,
-        });
-    }
+    // Several at a time: what one costs, a log of many files pays only once in so many.
+    let opening = segments
+        .into_iter()
+        .map(|(_, path)| open_fenced(backend, path, access));
+    let opened: Vec<_> = stream::iter(opening)
+        .buffered(FILES_AT_ONCE)
+        .try_collect()
+        .await?;
+    let reading = opened
+        .into_iter()
+        .map(|(path, file)| read_header(path, file, partition, incarnation));
+    inventory.found = stream::iter(reading)
+        .buffered(FILES_AT_ONCE)
+        .try_collect()
+        .await?;
     Ok(inventory)
+}
+
+/// Files that are opened, or read from, at a time.
+const FILES_AT_ONCE: usize = 32;
+
+/// Opens a file and waits until nobody else uses it.
+async fn open_fenced<B: IoBackend>(
+    backend: &B,
+    path: PathBuf,
+    access: Access,
+) -> Result<(PathBuf, B::File)> {
+    let (mode, kind) = if access.read_only {
+        (OpenMode::Read, LockKind::Shared)
+    } else {
+        (OpenMode::ReadWrite, LockKind::Exclusive)
+    };
+    let options = OpenOptions {
+        mode,
+        direct: access.direct,
+    };
+    let opened = backend.open(&path, options).await;
+    let file = opened.map_err(|e| Error::io("open", &path, e))?;
+    if !fence(backend, &file, kind, &path, access.fence_timeout).await? {
+        let waited_ms = millis(access.fence_timeout);
+        return Err(Error::Fenced { path, waited_ms });
+    }
+    Ok((path, file))
+}
+
+/// Reads the header of a fenced file.
+async fn read_header<F: IoFile>(
+    path: PathBuf,
+    file: F,
+    partition: u64,
+    incarnation: u32,
+) -> Result<Found<F>> {
+    let file = FailStop::new(file);
+    let len = file.len().await.map_err(|e| Error::io("stat", &path, e))?;
+    // The header block, and the start of the first batch.
+    let wanted = 2 * SEGMENT_HEADER_LEN;
+    let buf = AlignedBuf::with_capacity(wanted);
+    let block = file
+        .read_at(buf, 0, wanted)
+        .await
+        .map_err(|e| Error::io("read", &path, e))?;
+    let (block, first) = block.split_at(SEGMENT_HEADER_LEN.min(block.len()));
+    let header = SegmentHeader::decode(block);
+    if let Err(FormatError::UnsupportedVersion { found }) = header {
+        return Err(Error::UnsupportedVersion {
+            path,
+            found,
+            supported: FORMAT_VERSION,
+        });
+    }
+    let header = header.map_err(CorruptionKind::from).and_then(|h| {
+        if h.partition != partition || h.incarnation != incarnation {
+            Err(CorruptionKind::Misplaced(
+                "the segment belongs to another partition",
+            ))
+        } else if outruns_header(first, &h) {
+            Err(CorruptionKind::Misplaced(
+                "its first batch is newer than its header: the header was never written",
+            ))
+        } else {
+            Ok(h)
+        }
+    });
+    Ok(Found {
+        path,
+        file,
+        len,
+        header,
+    })
 }
 
 /// Whether the first batch of a file is of a later use than its header. A header is durable before
