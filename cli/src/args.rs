@@ -250,6 +250,10 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     pub(crate) backends: Vec<BackendKind>,
 
+    /// Pin the stores' shards to these cores, one to each; otherwise they are placed as by default
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    pub(crate) cores: Vec<usize>,
+
     /// Workloads to run; all when missing
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     pub(crate) workloads: Vec<String>,

@@ -56,6 +56,12 @@ fn describe_directory(out: &mut Output, dir: &Path) -> Result<(), Failure> {
     } else {
         out.line(format_args!("O_DIRECT     no: {}", found.why))?;
     }
+    if let Some(core) = found.interrupt_core {
+        out.line(format_args!(
+            "interrupts   on core {core}, all of the disk's: compare --cores {core} shows whether \
+             a shard pinned there is faster"
+        ))?;
+    }
     if NO_POWER_LOSS_PROMISE.contains(&found.file_system.as_str()) {
         out.line(format_args!(
             "warning      stores run on {}, but without the promise to survive a loss of power",

@@ -40,6 +40,9 @@ struct Arguments {
     /// Only contenders whose name contains one of these.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Pin Alluvium's shards to these cores, one to each.
+    #[arg(long, value_delimiter = ',')]
+    cores: Vec<usize>,
     /// MiB that W6, W6c and WT read.
     #[arg(long, default_value_t = 256)]
     read_mib: u64,
@@ -84,7 +87,7 @@ fn main() -> Result<(), AnyError> {
         duration: Duration::try_from_secs_f64(arguments.seconds)?,
         sizes,
     };
-    let mut contenders = contenders(&session)?;
+    let mut contenders = contenders(&session, &arguments.cores)?;
     contenders.retain(|c| {
         let named = |part: &String| c.name().contains(part.as_str());
         arguments.only.is_empty() || arguments.only.iter().any(named)
@@ -114,10 +117,10 @@ fn main() -> Result<(), AnyError> {
     Ok(())
 }
 
-fn contenders(session: &Session) -> Result<Vec<Box<dyn Contender>>, AnyError> {
+fn contenders(session: &Session, cores: &[usize]) -> Result<Vec<Box<dyn Contender>>, AnyError> {
     let mut all: Vec<Box<dyn Contender>> = Vec::new();
     for store in Alluvium::all() {
-        all.push(Box::new(Driven(store)));
+        all.push(Box::new(Driven(store.on_cores(cores))));
     }
     #[cfg(feature = "_peer")]
     all.extend(peers::all());

@@ -28,6 +28,8 @@ pub struct Machine {
     pub direct_io: bool,
     /// Alignment of direct I/O in bytes; 1 without.
     pub alignment: u32,
+    /// The core that takes the interrupts of its disk, when it is one.
+    pub interrupt_core: Option<usize>,
 }
 
 impl Machine {
@@ -53,6 +55,7 @@ impl Machine {
             file_system: probed.file_system,
             direct_io: probed.direct_io,
             alignment: probed.alignment,
+            interrupt_core: probed.interrupt_core,
         })
     }
 
@@ -63,8 +66,11 @@ impl Machine {
         } else {
             "no direct I/O".to_owned()
         };
+        let interrupts = self.interrupt_core.map_or_else(String::new, |core| {
+            format!(", the disk's interrupts on core {core}")
+        });
         format!(
-            "Alluvium {}{}, Linux {}, {} cores ({}), {} GiB, {}, {direct}",
+            "Alluvium {}{}, Linux {}, {} cores ({}), {} GiB, {}, {direct}{interrupts}",
             self.version,
             if self.debug_build {
                 " (debug build)"

@@ -119,9 +119,10 @@ fn plan(args: &CompareArgs) -> Result<Plan, Failure> {
 /// The backends, and the first of them with memory maps.
 fn stores(target: &Target, args: &CompareArgs) -> Result<Vec<Alluvium>, Failure> {
     let mut all = backends(target, args)?;
-    let mapped = all.first().map(|first| first.mapped());
+    let mapped = all.first().map(|first| first.clone().mapped());
     all.extend(mapped);
-    Ok(all)
+    let pinned = all.into_iter().map(|store| store.on_cores(&args.cores));
+    Ok(pinned.collect())
 }
 
 /// What was asked for, resolved, each once; otherwise everything that works here.

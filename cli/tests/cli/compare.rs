@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use alluvium::backends::tokio::TokioFactory;
+use alluvium::io::BackendFactory;
 use serde_json::Value;
 
 use crate::{Ran, Scene};
@@ -94,6 +96,14 @@ fn every_workload_runs_and_is_reported() {
     page_is_whole(&fs::read_to_string(html).unwrap(), cases);
 }
 
+#[test]
+fn shards_are_pinned_on_request() {
+    let scene = Scene::for_comparison();
+    let core = TokioFactory::new().allowed_cores()[0].to_string();
+    let ran = Ran::of(scene.compare(&["--workloads", "W1", "--cores", &core])).expect(0);
+    ran.says(&format!("alluvium/tokio@{core} "));
+}
+
 /// Well formed, self-contained, with a chart for each case and every contender in both.
 fn page_is_whole(page: &str, cases: &[Value]) {
     let options = roxmltree::ParsingOptions {
@@ -142,6 +152,7 @@ fn arguments_that_cannot_be_right_are_named() {
         (vec!["--rounds", "0"], "0 is not in 1.."),
         (vec!["--against", "everybody"], "naive"),
         (vec!["--json", missing], missing),
+        (vec!["--workloads", "W1", "--cores", "9999"], "core 9999"),
         (vec!["--html", missing], missing),
         (
             vec!["--workloads", "W7", "--reopen-size", "1EiB"],

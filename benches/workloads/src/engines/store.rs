@@ -1,11 +1,12 @@
 //! Alluvium on one of its backends, with its default settings where a workload names none.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use alluvium::backends::BackendKind;
 use alluvium::format::Batch;
-use alluvium::{Ack, Partition, ReadLimits, SealedReads, Store, Visibility};
+use alluvium::{Ack, Partition, ReadLimits, SealedReads, Shards, Store, Visibility};
 
 use crate::case::Workload;
 use crate::contender::Role;
@@ -22,10 +23,11 @@ const RETENTION_INTERVAL: Duration = Duration::from_millis(20);
 const READ_BYTES: usize = 4 << 20;
 
 /// Alluvium on a backend.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Alluvium {
     backend: BackendKind,
     sealed_reads: SealedReads,
+    cores: Arc<[usize]>,
 }
 
 impl Alluvium {
@@ -34,6 +36,7 @@ impl Alluvium {
         Self {
             backend,
             sealed_reads: SealedReads::Direct,
+            cores: Arc::default(),
         }
     }
 
@@ -42,6 +45,15 @@ impl Alluvium {
     pub fn mapped(self) -> Self {
         Self {
             sealed_reads: SealedReads::Mmap,
+            ..self
+        }
+    }
+
+    /// The same, with a shard pinned to each of these cores; with none, placed as by default.
+    #[must_use]
+    pub fn on_cores(self, cores: &[usize]) -> Self {
+        Self {
+            cores: cores.into(),
             ..self
         }
     }
@@ -58,10 +70,15 @@ impl Engine for Alluvium {
     type Log = StoreLog;
 
     fn name(&self) -> String {
-        match self.sealed_reads {
-            SealedReads::Mmap => format!("alluvium/{} mmap", self.backend),
-            _ => format!("alluvium/{}", self.backend),
+        let mut name = format!("alluvium/{}", self.backend);
+        if !self.cores.is_empty() {
+            let cores: Vec<_> = self.cores.iter().map(ToString::to_string).collect();
+            name = format!("{name}@{}", cores.join(","));
         }
+        if self.sealed_reads == SealedReads::Mmap {
+            name.push_str(" mmap");
+        }
+        name
     }
 
     fn role(&self) -> Role {
@@ -86,6 +103,9 @@ impl Engine for Alluvium {
         let (store, _) = Store::builder(&path)
             .configure(|config| {
                 config.sealed_reads = self.sealed_reads;
+                if !self.cores.is_empty() {
+                    config.shards = Shards::Cores(self.cores.to_vec());
+                }
                 // Maps are to show the page cache.
                 let own_cache = self.sealed_reads == SealedReads::Direct;
                 if let Some(bytes) = setup.cache_bytes.filter(|_| own_cache) {
@@ -128,7 +148,7 @@ impl Engine for Alluvium {
 #[derive(Debug, Clone)]
 pub struct StoreLog {
     store: Store,
-    partitions: std::sync::Arc<[Partition]>,
+    partitions: Arc<[Partition]>,
     path: PathBuf,
     backend: BackendKind,
 }

@@ -3,6 +3,8 @@
 //! Nothing is concluded from kernel versions: a backend works when a shard of it has run, a
 //! directory takes direct I/O when a direct write into it has been read back.
 
+mod interrupts;
+
 use std::io;
 use std::path::Path;
 
@@ -170,6 +172,11 @@ pub struct DirProbe {
     pub alignment: u32,
     /// Why there is no direct I/O; empty when there is.
     pub why: String,
+    /// The core that takes all interrupts of the disk, when it is one, as on most virtual machines:
+    /// a good place for the shard of a log whose appends wait for each other
+    /// ([`Shards::Cores`](alluvium_core::Shards::Cores)). `None` when there are several, or when
+    /// the kernel does not tell.
+    pub interrupt_core: Option<usize>,
 }
 
 /// Tries direct I/O in a directory, with a file that is removed again.
@@ -189,6 +196,7 @@ pub fn probe_dir(dir: &Path) -> io::Result<DirProbe> {
         direct_io,
         alignment,
         why,
+        interrupt_core: interrupts::core_of(dir),
     })
 }
 
