@@ -70,8 +70,9 @@ pub struct StoreConfig {
     pub mailbox_bytes_max: usize,
     /// Bytes of memory per shard for recent batches, which readers at the tail get without a
     /// request to the shard. Its partitions have equal parts. What is counted is the memory that
-    /// is held (buffers in powers of two, some kilobytes per partition beside them). Batches that
-    /// are not written yet are kept in any case; they are bounded by `mailbox_bytes_max`.
+    /// is held (whole pages and one more for their alignment, some kilobytes per partition beside
+    /// them). Batches that are not written yet are kept in any case; they are bounded by
+    /// `mailbox_bytes_max`.
     pub tail_cache_bytes_max: usize,
     /// Size of a segment file in bytes, a multiple of 4096.
     pub segment_bytes: u64,

@@ -102,6 +102,14 @@ impl AlignedBuf {
         self.capacity
     }
 
+    /// Bytes of memory that it keeps from others: an allocator loses up to a page to the alignment.
+    pub(crate) fn held_bytes(&self) -> usize {
+        match self.home {
+            Home::Arena(_) => self.capacity,
+            Home::Allocator | Home::Pool(_) => self.capacity + BUFFER_ALIGNMENT,
+        }
+    }
+
     /// How many more bytes fit.
     pub fn remaining(&self) -> usize {
         self.capacity - self.len

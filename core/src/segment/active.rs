@@ -153,7 +153,7 @@ impl<F: IoFile> ActiveSegment<F> {
             buf
         };
         buf.pad_to(alignment);
-        let held_bytes = buf.capacity();
+        let held_bytes = buf.held_bytes();
         let bytes = buf.freeze();
         self.next_position = position + bytes.len() as u64;
         assert!(
