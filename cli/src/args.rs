@@ -305,8 +305,8 @@ pub(crate) struct StressArgs {
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub(crate) seconds: u64,
 
-    /// Tasks that append, each one record at a time
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    /// Tasks that append, each one record at a time; with 0 the store is watched at rest
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub(crate) producers: u32,
 
     /// Seconds between two lines

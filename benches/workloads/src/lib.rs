@@ -36,6 +36,7 @@ pub use engine::{AtAck, Engine, Level, Log, LogReader, Payload, RECORD_LEN, Setu
 pub use engines::{Alluvium, Naive};
 pub use error::{Error, Result};
 pub use machine::Machine;
+pub use measure::cpu_time;
 pub use measure::{Outcome, Run, Sizes, Stop};
 pub use raw::{ChecksumScan, RawDisk};
 pub use report::{CaseReport, ContenderReport, Figures, Report, Table, micros};

@@ -189,16 +189,7 @@ pub(crate) fn merge(into: &mut Histogram<u64>, other: &Histogram<u64>) {
 }
 
 /// CPU time of the whole process, user and system.
-fn cpu_time() -> Duration {
-    // SAFETY: an all-zero rusage is a valid value, and the call fills it.
-    let usage = unsafe {
-        let mut usage = std::mem::zeroed::<libc::rusage>();
-        libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
-        usage
-    };
-    let duration = |t: libc::timeval| {
-        let seconds = u64::try_from(t.tv_sec).unwrap_or(0);
-        Duration::from_secs(seconds) + Duration::from_micros(u64::try_from(t.tv_usec).unwrap_or(0))
-    };
-    duration(usage.ru_utime) + duration(usage.ru_stime)
+pub fn cpu_time() -> Duration {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(spent).unwrap_or_default()
 }

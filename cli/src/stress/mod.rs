@@ -3,7 +3,8 @@
 //!
 //! A pause is an append that took longer than [`PAUSE`]. Two witnesses tell whose it was: the disk
 //! (another file, written durably all the time) and the machine (a thread that only sleeps). A
-//! pause that neither of them saw is the store's own.
+//! pause that neither of them saw is the store's own. Without producers there are no witnesses
+//! either: what is seen then is what an open store costs that nobody uses.
 
 mod witness;
 
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use alluvium::format::Batch;
 use alluvium::{Partition, Shards, Store};
-use alluvium_workloads::Payload;
+use alluvium_workloads::{Payload, cpu_time};
 use bytesize::ByteSize;
 use futures_util::StreamExt;
 use tokio::task::JoinHandle;
@@ -74,19 +75,20 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
     let mut out = Output::new();
     out.line(&store.info().backend_reason)?;
     let partition = store.create_partition(0).await?;
-    let witnesses = Witnesses::start(&dir.join("witness"))?;
+    let witnesses = (args.producers > 0).then(|| Witnesses::start(&dir.join("witness")));
+    let witnesses = witnesses.transpose()?;
     let stop = Arc::new(AtomicBool::new(false));
     let pauses = Arc::new(Pauses::default());
     let producers: Vec<_> = (0..args.producers)
         .map(|_| producer(&partition, &stop, &pauses))
         .collect();
-    let follower = follower(&partition, &stop);
+    let follower = (args.producers > 0).then(|| follower(&partition, &stop));
 
     let until = Instant::now() + Duration::from_secs(args.seconds);
     let mut samples = Vec::new();
     let mut last_end = 0;
     while Instant::now() < until {
-        let started = Instant::now();
+        let (started, cpu) = (Instant::now(), cpu_time());
         let left = until.saturating_duration_since(started);
         let interval = Duration::from_secs(args.interval).min(left);
         tokio::select! {
@@ -96,6 +98,7 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
         let end = partition.offsets().log_end();
         let sample = Sample {
             appends_per_s: per_second(end - last_end, started.elapsed()),
+            cores: cpu_time().saturating_sub(cpu).as_secs_f64() / started.elapsed().as_secs_f64(),
             longest: pauses.take_longest(),
             resident_bytes: resident_bytes()?,
             descriptors: descriptors()?,
@@ -109,11 +112,13 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
     for task in producers {
         joined(task).await?;
     }
-    let read = joined(follower).await?;
+    let read = match follower {
+        Some(follower) => joined(follower).await?,
+        None => 0,
+    };
     let offsets = partition.offsets();
     drop(partition);
     close(&store).await?;
-    let (disk, machine) = witnesses.stop()?;
     out.line(format_args!(
         "{} appends, {} removed by retention, {} read",
         grouped(offsets.log_end()),
@@ -121,15 +126,18 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
         grouped(read),
     ))?;
     summarise(&mut out, &samples)?;
-    let judged = pauses.judge(&disk, &machine);
-    out.line(format_args!(
-        "appends over {} ms: {}; {} while the disk paused, {} while the machine did, {} our own",
-        PAUSE.as_millis(),
-        grouped(judged.all()),
-        grouped(judged.disk),
-        grouped(judged.machine),
-        grouped(judged.own),
-    ))?;
+    if let Some(witnesses) = witnesses {
+        let (disk, machine) = witnesses.stop()?;
+        let judged = pauses.judge(&disk, &machine);
+        out.line(format_args!(
+            "appends over {} ms: {}; {} while the disk paused, {} while the machine did, {} our own",
+            PAUSE.as_millis(),
+            grouped(judged.all()),
+            grouped(judged.disk),
+            grouped(judged.machine),
+            grouped(judged.own),
+        ))?;
+    }
     out.flush()?;
     Ok(Outcome::Done)
 }
@@ -193,6 +201,8 @@ async fn joined(task: JoinHandle<Result<u64, Failure>>) -> Result<u64, Failure> 
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     appends_per_s: u64,
+    /// CPU time of the whole process, in cores.
+    cores: f64,
     longest: Duration,
     resident_bytes: u64,
     descriptors: usize,
@@ -202,8 +212,9 @@ impl std::fmt::Display for Sample {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{:>9} appends/s  longest {:>6.1} ms  resident {:>9}  {} descriptors",
+            "{:>9} appends/s  CPU {:>5.1} %  longest {:>6.1} ms  resident {:>9}  {} descriptors",
             grouped(self.appends_per_s),
+            self.cores * 100.0,
             self.longest.as_secs_f64() * 1e3,
             size(self.resident_bytes),
             self.descriptors,

@@ -222,3 +222,18 @@ fn an_interruption_leaves_nothing_behind() {
         assert!(is_empty(&scene.store()), "{signal}");
     }
 }
+
+#[test]
+fn a_store_under_load_and_at_rest_is_watched() {
+    let scene = Scene::for_comparison();
+    let stress = |producers| {
+        let brief = ["stress", "--seconds", "1", "--interval", "1"];
+        let small = ["--segment-bytes", "1MiB", "--retention-bytes", "4MiB"];
+        scene.run(&[&brief[..], &small, &["--producers", producers]].concat())
+    };
+    let loaded = stress("4").expect(0);
+    loaded.says("appends/s").says("descriptors").says("our own");
+    let idle = stress("0").expect(0);
+    idle.says("0 appends/s").says("0 appends, 0 removed");
+    assert!(is_empty(&scene.store()));
+}
