@@ -1,4 +1,4 @@
-//! tokio: one thread per shard with a current-thread runtime, data on a small blocking pool.
+//! tokio: one thread per shard with a current-thread runtime, data on a blocking pool.
 //!
 //! Works everywhere; the fallback when io_uring is forbidden. Data goes by positional
 //! `preadv2`/`pwritev2` with `RWF_DSYNC` for durable writes, never through `tokio::fs::File`,
@@ -51,10 +51,12 @@ impl TokioFactory {
     /// Name in configurations.
     pub const NAME: &'static str = "tokio";
 
-    /// The defaults: at most 8 blocking threads per shard.
+    /// The defaults: at most 32 blocking threads per shard. With few partitions few are started;
+    /// with many, the kernel makes one flush of those that come together: 32 do twice as many
+    /// durable appends to 1,000 partitions as 8.
     pub const fn new() -> Self {
         Self {
-            blocking_threads_max: 8,
+            blocking_threads_max: 32,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::syscalls::SyscallCounter;
 
 /// Version of the report's shape; grows when a reader of the JSON would stumble.
 const SCHEMA: u32 = 1;
-/// The store that WT is held against.
+/// The store that WT is held against, wherever its shards are.
 const WT_REFERENCE: &str = "alluvium/tokio";
 
 /// A whole comparison.
@@ -174,7 +174,7 @@ impl Report {
         let plain = measured.iter().find(|m| m.role == Role::Plain);
         let plain = plain.map(|m| m.rounds.clone());
         let reference = measured.iter().find(|m| match case.workload {
-            Workload::WT => m.name == WT_REFERENCE,
+            Workload::WT => m.name.split('@').next() == Some(WT_REFERENCE),
             _ => m.role == Role::Reference,
         });
         let reference = reference.map(|m| (m.name.clone(), m.rounds.clone()));
