@@ -167,7 +167,7 @@ pub(crate) async fn life(
             "P4 partition {id} came back"
         );
         let loss = world.borrow().loss;
-        judge(&world, &p, loss, retention).await?;
+        judge(&sim, &world, &p, loss, retention).await?;
         partitions.push(p);
     }
     {
@@ -181,7 +181,7 @@ pub(crate) async fn life(
     }
     if rest {
         for p in &partitions {
-            settle(&world, p, retention).await?;
+            settle(&sim, &world, p, retention).await?;
         }
         // Long enough for every tail to be sealed.
         sim.sleep(config.seal_after * 10).await;
@@ -205,14 +205,15 @@ pub(crate) async fn life(
     Ok(())
 }
 
-async fn judge(world: &Shared, p: &Partition, loss: Loss, retention: bool) -> Verdict {
+async fn judge(sim: &Sim, world: &Shared, p: &Partition, loss: Loss, retention: bool) -> Verdict {
     let mut rng = world.borrow_mut().rng.clone();
     // Retention may trim between the offsets and the read.
     let (found, offsets) = loop {
         let offsets = p.offsets();
         match read_all(p, offsets, &mut rng).await {
             Ok(found) => break (found?, offsets),
-            Err(Error::OutOfRange { .. }) if retention => {}
+            // Its segment may be in its next use before the offsets tell.
+            Err(Error::OutOfRange { .. }) if retention => sim.sleep(Duration::from_millis(1)).await,
             Err(e) => return Err(format!("P1 partition {}: {e}", p.id())),
         }
     };
@@ -226,13 +227,13 @@ async fn judge(world: &Shared, p: &Partition, loss: Loss, retention: bool) -> Ve
 }
 
 /// Brings the model up to date with a living partition: everything sent before is decided.
-async fn settle(world: &Shared, p: &Partition, retention: bool) -> Result<bool, String> {
+async fn settle(sim: &Sim, world: &Shared, p: &Partition, retention: bool) -> Result<bool, String> {
     match p.sync().await {
         Ok(_) => {}
         Err(e) if failed(&e) => return Ok(false),
         Err(e) => return Err(format!("sync: {e}")),
     }
-    judge(world, p, Loss::Nothing, retention).await?;
+    judge(sim, world, p, Loss::Nothing, retention).await?;
     Ok(true)
 }
 
@@ -272,17 +273,17 @@ async fn phase(
             sim.sleep(Duration::from_millis(pause)).await;
             true
         }
-        70..=78 => trim(&p, world, retention).await?,
-        79..=88 => truncate(&p, world, retention).await?,
+        70..=78 => trim(sim, &p, world, retention).await?,
+        79..=88 => truncate(sim, &p, world, retention).await?,
         93..=95 => return delete(store, partitions, n, world).await,
-        _ => settle(world, &p, retention).await?,
+        _ => settle(sim, world, &p, retention).await?,
     };
     let info = p.describe().await.map_err(|e| e.to_string())?;
     world.borrow_mut().coverage.spares += u64::from(info.spares > 0);
     if healthy && info.failure.is_none() {
         return Ok(());
     }
-    reopen(&p, world, retention).await
+    reopen(sim, &p, world, retention).await
 }
 
 async fn create(store: &Store, partitions: &mut Vec<Partition>, world: &Shared) -> Verdict {
@@ -329,7 +330,7 @@ async fn delete(
     Ok(())
 }
 
-async fn reopen(p: &Partition, world: &Shared, retention: bool) -> Verdict {
+async fn reopen(sim: &Sim, p: &Partition, world: &Shared, retention: bool) -> Verdict {
     let mut tries = 0;
     loop {
         match p.reopen().await {
@@ -340,11 +341,11 @@ async fn reopen(p: &Partition, world: &Shared, retention: bool) -> Verdict {
     }
     world.borrow_mut().coverage.reopened += 1;
     trace!(world, "reopened {}: {:?}", p.id(), p.offsets());
-    judge(world, p, Loss::Power, retention).await
+    judge(sim, world, p, Loss::Power, retention).await
 }
 
-async fn trim(p: &Partition, world: &Shared, retention: bool) -> Result<bool, String> {
-    if !settle(world, p, retention).await? {
+async fn trim(sim: &Sim, p: &Partition, world: &Shared, retention: bool) -> Result<bool, String> {
+    if !settle(sim, world, p, retention).await? {
         return Ok(false);
     }
     let offsets = p.offsets();
@@ -373,8 +374,13 @@ async fn trim(p: &Partition, world: &Shared, retention: bool) -> Result<bool, St
     }
 }
 
-async fn truncate(p: &Partition, world: &Shared, retention: bool) -> Result<bool, String> {
-    if !settle(world, p, retention).await? {
+async fn truncate(
+    sim: &Sim,
+    p: &Partition,
+    world: &Shared,
+    retention: bool,
+) -> Result<bool, String> {
+    if !settle(sim, world, p, retention).await? {
         return Ok(false);
     }
     let offsets = p.offsets();

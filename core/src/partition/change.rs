@@ -118,9 +118,11 @@ impl<B: IoBackend> Partition<B> {
                     return Err(Error::NoSpace { path });
                 }
                 let oldest = state.sealed.remove(0);
+                let end_offset = oldest.end_offset.get();
                 match Segment::try_into_file(oldest, self.shard.backend.as_ref()) {
                     Ok((file, path)) => {
                         state.log_start_placed = to;
+                        state.reused_below = end_offset;
                         SpareFile {
                             file,
                             path,

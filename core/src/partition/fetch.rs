@@ -98,7 +98,7 @@ impl<B: IoBackend> Partition<B> {
         if let Some(fetched) = self.read_cached(from, limits, visibility)? {
             return Ok(Found::Here(fetched));
         }
-        let (offsets, log_start_placed, epoch, failure, candidates) = {
+        let (offsets, reused_below, epoch, failure, candidates) = {
             let state = self.state.borrow();
             let segments: Vec<_> = state.segments().cloned().collect();
             // The last segment that starts at or below `from`; its successors if it ends below.
@@ -110,11 +110,23 @@ impl<B: IoBackend> Partition<B> {
                 _ => None,
             };
             let candidates = segments.into_iter().skip(first);
-            let log_start_placed = state.log_start_placed;
             let epoch = self.tail.epoch();
-            (state.offsets, log_start_placed, epoch, failure, candidates)
+            (
+                state.offsets,
+                state.reused_below,
+                epoch,
+                failure,
+                candidates,
+            )
         };
         let end = visibility.end(offsets);
+        if from < reused_below {
+            return Err(Error::OutOfRange {
+                requested: from,
+                start: reused_below,
+                end,
+            });
+        }
         let context = &self.context;
         let (pool, interval) = (&context.pool, context.config.index_interval_bytes);
         for segment in candidates {
@@ -125,14 +137,6 @@ impl<B: IoBackend> Partition<B> {
             }
             if start >= end {
                 break;
-            }
-            if from < start && from < log_start_placed {
-                // Its segment has gone ahead of the trim that takes it out of the log.
-                return Err(Error::OutOfRange {
-                    requested: from,
-                    start: log_start_placed,
-                    end,
-                });
             }
             segment
                 .load_index(self.shard.backend.as_ref(), pool, interval)

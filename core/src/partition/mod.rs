@@ -217,6 +217,9 @@ struct State<F> {
     /// Log start that was written last; ahead of `offsets` while that write is under way. What is
     /// written never goes back.
     log_start_placed: u64,
+    /// Records below were in a segment that is in its next use: a trim under way has taken it, or
+    /// one that failed.
+    reused_below: u64,
     pipeline: Pipeline,
     placed: Mark,
     /// Count of batches that must become durable for somebody.
@@ -273,6 +276,7 @@ impl<F: crate::io::IoFile> State<F> {
             retired: Vec::new(),
             offsets: log.offsets,
             log_start_placed: log.offsets.log_start(),
+            reused_below: log.offsets.log_start(),
             pipeline: Pipeline::new(
                 window,
                 Mark {
