@@ -16,7 +16,8 @@ use crate::target::Target;
     after_help = "Exit codes: 0 done (verify: clean), 1 damage was found, 2 could not run."
 )]
 pub(crate) struct Cli {
-    /// The store's directory; for `compare` the one to make temporary stores in
+    /// The store's directory; for `compare` (there the current one when missing) and `stress` one to
+    /// make temporary stores in
     #[arg(long, global = true, env = "ALLUVIUM_DIR", value_name = "DIR")]
     dir: Option<PathBuf>,
 

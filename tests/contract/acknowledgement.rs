@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use alluvium::{Ack, ReadLimits, Visibility};
+use alluvium::{Ack, Error, ReadLimits, Visibility};
 use alluvium_testkit::logs::{batch, close, fill, verify};
 
 use futures_util::StreamExt;
 
-use crate::machine::{machine, machine_with, open, polled, store_and_partition};
+use crate::machine::{EIO, machine, machine_with, open, polled, store_and_partition};
 
 #[test]
 fn the_default_level_returns_after_a_durable_write_and_not_before() {
@@ -209,4 +209,32 @@ fn acknowledgements_come_in_order() {
             close(&store).await;
         });
     }
+}
+
+/// Offsets that a crash made skipped lie between segments. A trim whose write fails takes nothing
+/// out of the log, and whoever reads on is led over them as before.
+#[test]
+fn skipped_offsets_are_passed_over_after_a_trim_that_failed() {
+    let sim = machine(9);
+    sim.block_on(async {
+        let (_store, p) = store_and_partition(&sim).await;
+        fill(&p, 10, 1).await;
+        p.append_with(batch(10, 1), Ack::Accepted).await.unwrap();
+        sim.power_loss();
+    });
+    sim.block_on(async {
+        let (_store, p) = store_and_partition(&sim).await;
+        let start = p.offsets().log_end();
+        assert!(start > 1000, "{start}");
+        fill(&p, 20, 1).await;
+        sim.fail_op(sim.op_count() + 1, EIO);
+        let trimmed = p.trim_before(start + 10).await;
+        let unknown = matches!(trimmed, Err(Error::OutcomeUnknown { .. }));
+        assert!(unknown, "{trimmed:?}");
+        for (from, expected) in [(0, 0), (11, start)] {
+            let read = p.read(from, ReadLimits::default(), Visibility::Durable);
+            let first = read.await.unwrap().records().next().unwrap().unwrap();
+            assert_eq!(first.offset, expected);
+        }
+    });
 }

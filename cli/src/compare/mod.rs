@@ -147,7 +147,11 @@ fn backends(target: &Target, args: &CompareArgs) -> Result<Vec<Alluvium>, Failur
 
 /// The directory to make a temporary one in.
 fn directory(target: &Target) -> Result<PathBuf, Failure> {
-    let dir = target.dir().unwrap_or_else(|| Path::new("."));
+    existing(target.dir().unwrap_or_else(|| Path::new(".")))
+}
+
+/// A directory, and not that of a store.
+pub(crate) fn existing(dir: &Path) -> Result<PathBuf, Failure> {
     if dir.join("STORE").exists() {
         return Err(Failure::Other(format!(
             "{} is a store; name a directory beside it",

@@ -22,6 +22,7 @@ use futures_util::StreamExt;
 use tokio::task::JoinHandle;
 
 use crate::args::StressArgs;
+use crate::compare::existing;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, grouped, size};
 use crate::target::{Target, close};
@@ -32,7 +33,7 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(10);
 
 /// Loads a new store below the target's directory, tells what it sees, and removes it.
 pub(crate) fn run(target: &Target, args: &StressArgs) -> Result<Outcome, Failure> {
-    let parent = target.named()?.dir;
+    let parent = existing(&target.named()?.dir)?;
     let dir = Scratch::create(&parent)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

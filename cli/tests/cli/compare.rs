@@ -236,4 +236,6 @@ fn a_store_under_load_and_at_rest_is_watched() {
     let idle = stress("0").expect(0);
     idle.says("0 appends/s").says("0 appends, 0 removed");
     assert!(is_empty(&scene.store()));
+    fs::remove_dir(scene.store()).unwrap();
+    stress("1").expect(2).complains("not a directory; name one");
 }

@@ -69,7 +69,7 @@ pub(super) async fn boot<B: IoBackend>(
 }
 
 const NO_STORE_FILE: &str = "no store here: the directory has no STORE file; check the path, or \
-                             open it with create(true) if it is empty";
+                             let the store be created if it is empty";
 
 fn not_a_store(path: &Path, why: &'static str) -> Error {
     Error::NotAStore {
@@ -93,7 +93,8 @@ async fn check_directory<B: IoBackend>(backend: &B, request: &BootRequest) -> Re
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             if !may_create {
-                let why = "the directory does not exist; check the path, or open with create(true)";
+                let why =
+                    "the directory does not exist; check the path, or let the store be created";
                 return Err(not_a_store(path, why));
             }
             backend
