@@ -71,6 +71,21 @@ fn run_many(crashes: u64, first_seed: u64, options: Options) -> (Coverage, Optio
     (coverage, failure)
 }
 
+/// What was found once is looked at first.
+#[test]
+fn cases_that_once_failed() {
+    let seeds = [
+        // After a trim that failed, skipped offsets were taken for a segment that was gone.
+        4825,
+        // A trim that was refused was told by the next control batch all the same.
+        158_967,
+    ];
+    for seed in seeds {
+        let result = run_case(seed, Options::default(), &mut Coverage::default());
+        assert_eq!(result.err(), None, "seed {seed}");
+    }
+}
+
 #[test]
 fn no_crash_loses_alters_or_revives_a_record() {
     if let Some(seed) = number("SEED") {

@@ -141,6 +141,7 @@ impl<B: IoBackend> Partition<B> {
         next.log_start = to;
         self.install(spare, next).await?;
         let mut state = self.state.borrow_mut();
+        state.log_start_placed = state.log_start_placed.max(to);
         state.offsets.set_log_start(to);
         self.publish(state.offsets);
         state.retire_below(to);

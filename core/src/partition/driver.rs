@@ -298,6 +298,7 @@ impl<B: IoBackend> Partition<B> {
                 return Started::Blocked(again(reply));
             }
             let write = self.place_control(state, batch);
+            state.log_start_placed = state.log_start_placed.max(to);
             state.tail_sealed = at_rest;
             if at_rest {
                 state.reserved_durable = reserved;

@@ -331,9 +331,9 @@ impl<F: IoFile> State<F> {
         self.retired.extend(self.sealed.drain(..n));
     }
 
-    /// The control batch that makes a trim durable.
-    pub(super) fn control_for_trim(&mut self, to: u64, reserved_end: u64, at_rest: bool) -> Batch {
-        self.log_start_placed = self.log_start_placed.max(to);
+    /// The control batch that makes a trim durable. Nothing else may tell of the trim before this is
+    /// placed: it may still be refused.
+    pub(super) fn control_for_trim(&self, to: u64, reserved_end: u64, at_rest: bool) -> Batch {
         let reason = if at_rest {
             ControlReason::Seal
         } else {
@@ -343,7 +343,7 @@ impl<F: IoFile> State<F> {
             reason,
             segment_end: false,
             end_offset: self.offsets.log_end(),
-            log_start: self.log_start_placed,
+            log_start: self.log_start_placed.max(to),
             reserved_end,
         })
     }
