@@ -10,9 +10,11 @@
 //! | `sim` | `sim` | a simulated disk in memory | in tests |
 //!
 //! A feature makes a type available and does nothing else. [`BackendKind`] turns a name from a
-//! configuration into a choice, [`probe::probe`] says what works on this machine.
+//! configuration into a choice, [`probe::probe`] says what works on this machine, and [`layer`] puts
+//! eyes or faults between the engine and any of them.
 
 pub mod kind;
+pub mod layer;
 pub mod probe;
 
 #[cfg(feature = "compio")]

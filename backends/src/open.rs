@@ -1,5 +1,8 @@
 //! Opening a store on a backend that is chosen by name, at run time.
 
+use std::future::Future;
+
+use alluvium_core::io::BackendFactory;
 use alluvium_core::{Error, OpenRequest, OpenStore, RecoveryReport, Result, Store};
 
 use crate::BackendKind;
@@ -11,28 +14,71 @@ impl OpenStore for BackendKind {
     /// [`Error::BackendUnavailable`] when it does not work here, with the reason; otherwise those
     /// of [`alluvium_core::ConfiguredBuilder::open`].
     async fn open(self, request: OpenRequest) -> Result<(Store, RecoveryReport)> {
-        let resolved = self.resolve().map_err(|e| Error::BackendUnavailable {
-            name: self.name().to_owned(),
-            why: e.to_string(),
-        })?;
-        let request = request.because(resolved.why);
-        match resolved.kind {
-            #[cfg(feature = "tokio")]
-            Self::Tokio => crate::tokio::TokioFactory::new().open(request).await,
-            #[cfg(feature = "compio")]
-            Self::Compio => crate::compio::CompioFactory::new().open(request).await,
-            #[cfg(feature = "uring")]
-            Self::Uring => crate::uring::UringFactory::new().open(request).await,
-            #[cfg(feature = "glommio")]
-            Self::Glommio => crate::glommio::GlommioFactory::new().open(request).await,
-            // A resolved kind is compiled in and is never `Auto`.
-            other => {
-                drop(request);
-                Err(Error::BackendUnavailable {
-                    name: other.name().to_owned(),
-                    why: "it is not compiled in".to_owned(),
-                })
-            }
+        on(self, Itself, request).await
+    }
+}
+
+/// What opens a store on the factory that a name stands for.
+pub(crate) trait OpenOn: Send {
+    fn open<F: BackendFactory>(
+        self,
+        factory: F,
+        request: OpenRequest,
+    ) -> impl Future<Output = Result<(Store, RecoveryReport)>> + Send;
+}
+
+/// Opens it on the factory itself.
+struct Itself;
+
+impl OpenOn for Itself {
+    async fn open<F: BackendFactory>(
+        self,
+        factory: F,
+        request: OpenRequest,
+    ) -> Result<(Store, RecoveryReport)> {
+        factory.open(request).await
+    }
+}
+
+/// Finds the factory that `kind` stands for on this machine.
+pub(crate) async fn on(
+    kind: BackendKind,
+    opening: impl OpenOn,
+    request: OpenRequest,
+) -> Result<(Store, RecoveryReport)> {
+    let resolved = kind.resolve().map_err(|e| Error::BackendUnavailable {
+        name: kind.name().to_owned(),
+        why: e.to_string(),
+    })?;
+    let request = request.because(resolved.why);
+    match resolved.kind {
+        #[cfg(feature = "tokio")]
+        BackendKind::Tokio => {
+            let factory = crate::tokio::TokioFactory::new();
+            opening.open(factory, request).await
+        }
+        #[cfg(feature = "compio")]
+        BackendKind::Compio => {
+            let factory = crate::compio::CompioFactory::new();
+            opening.open(factory, request).await
+        }
+        #[cfg(feature = "uring")]
+        BackendKind::Uring => {
+            let factory = crate::uring::UringFactory::new();
+            opening.open(factory, request).await
+        }
+        #[cfg(feature = "glommio")]
+        BackendKind::Glommio => {
+            let factory = crate::glommio::GlommioFactory::new();
+            opening.open(factory, request).await
+        }
+        // A resolved kind is compiled in and is never `Auto`.
+        other => {
+            drop((opening, request));
+            Err(Error::BackendUnavailable {
+                name: other.name().to_owned(),
+                why: "it is not compiled in".to_owned(),
+            })
         }
     }
 }

@@ -1,12 +1,12 @@
-//! Futures dropped at any time under load, on the real backends.
+//! Futures dropped at any time under load, and openings half-way, on the real backends.
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use alluvium::io::BackendFactory;
-use alluvium::{Ack, ReadLimits, Shards, Store, Visibility};
-use alluvium_testkit::logs::{batch, close, small, verify};
+use alluvium::{Ack, Error, ReadLimits, Shards, Store, Visibility};
+use alluvium_testkit::logs::{batch, close, fill, small, verify};
 use futures_util::StreamExt;
 
 /// They count the descriptors of the whole process.
@@ -115,32 +115,91 @@ fn under_load<F: BackendFactory + Clone>(factory: &F) {
         let ended = tokio::time::timeout(Duration::from_secs(60), body).await;
         ended.expect("something hangs");
     });
+    no_descriptors_below(dir.path());
+}
+
+/// Openings of a log of many segments, dropped after a moment, a later one, and so on; then it is
+/// whole and can be had.
+fn openings_dropped_half_way<F: BackendFactory + Clone>(factory: &F) {
+    const RECORDS: u64 = 4_000;
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let open = || {
+        let builder = Store::builder(dir.path()).configure(small);
+        builder.backend(factory.clone()).open()
+    };
+    // The shard of an opening that was dropped holds the lock for a moment more.
+    let until_had = || async {
+        for _ in 0..1000 {
+            match open().await {
+                Err(Error::AlreadyOpen { .. }) => {}
+                opened => return opened.unwrap().0,
+            }
+        }
+        panic!("the lock stays");
+    };
+    runtime.block_on(async {
+        let store = until_had().await;
+        let p = store.create_partition(1).await.unwrap();
+        fill(&p, RECORDS, 10).await;
+        close(&store).await;
+        // More segments than are opened at a time.
+        let ends = p.offsets().log_end() * 750;
+        assert!(ends / alluvium_testkit::logs::SEGMENT_BYTES > 40);
+        let mut dropped = 0;
+        for round in 1..=60 {
+            no_descriptors_below(dir.path());
+            let patience = Duration::from_micros(100) * round;
+            match tokio::time::timeout(patience, open()).await {
+                Ok(opened) => close(&opened.unwrap().0).await,
+                Err(_) => dropped += 1,
+            }
+        }
+        assert!(dropped > 0, "no opening was dropped");
+        let store = until_had().await;
+        verify(&store.partition(1).await.unwrap(), 0, RECORDS).await;
+        close(&store).await;
+    });
+    no_descriptors_below(dir.path());
+}
+
+fn no_descriptors_below(dir: &Path) {
     // The last operations in the kernel may outlive the shards by a moment.
     for _ in 0..1000 {
-        if descriptors_below(dir.path()) == 0 {
+        if descriptors_below(dir) == 0 {
             return;
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    panic!("{} descriptors leak", descriptors_below(dir.path()));
+    panic!("{} descriptors leak", descriptors_below(dir));
 }
 
 #[cfg(feature = "tokio")]
 #[test]
 fn on_tokio() {
-    under_load(&alluvium::backends::tokio::TokioFactory::new());
+    let factory = alluvium::backends::tokio::TokioFactory::new();
+    under_load(&factory);
+    openings_dropped_half_way(&factory);
 }
 
 #[cfg(feature = "compio")]
 #[test]
 fn on_compio() {
-    under_load(&alluvium::backends::compio::CompioFactory::new());
+    let factory = alluvium::backends::compio::CompioFactory::new();
+    under_load(&factory);
+    openings_dropped_half_way(&factory);
 }
 
 #[cfg(feature = "uring")]
 #[test]
 fn on_uring() {
-    under_load(&alluvium::backends::uring::UringFactory::new());
+    let factory = alluvium::backends::uring::UringFactory::new();
+    under_load(&factory);
+    openings_dropped_half_way(&factory);
 }
 
 #[cfg(feature = "uring")]
@@ -153,5 +212,7 @@ fn on_uring_with_registered_memory() {
 #[cfg(feature = "glommio")]
 #[test]
 fn on_glommio() {
-    under_load(&alluvium::backends::glommio::GlommioFactory::new());
+    let factory = alluvium::backends::glommio::GlommioFactory::new();
+    under_load(&factory);
+    openings_dropped_half_way(&factory);
 }

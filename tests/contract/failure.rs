@@ -12,7 +12,7 @@ use alluvium_testkit::logs::{batch, close, fill, small, verify};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 
-use crate::faulty::Hooked;
+use crate::faulty::hooked;
 use crate::machine::{
     DIR, EIO, at_rest, check_answers, machine, machine_with, open, polled, store_and_partition,
     try_open,
@@ -33,10 +33,7 @@ async fn everybody_is_answered<F: BackendFactory>(
             "planted panic at {op}"
         );
     };
-    let factory = Hooked {
-        factory,
-        hook: Arc::new(hook),
-    };
+    let factory = hooked(factory, hook);
     let opened = Store::builder(dir).configure(small).backend(factory).open();
     let (store, _) = opened.await.unwrap();
     let p = store.create_partition(1).await.unwrap();
@@ -446,10 +443,7 @@ fn the_lock_outlives_a_panic_of_the_shard_that_holds_it() {
         let hook = move |name: &'static str, _: &Path| {
             assert!(name != "spawn" || !is_armed.swap(false, Ordering::SeqCst));
         };
-        let factory = Hooked {
-            factory: sim.new_process(),
-            hook: Arc::new(hook),
-        };
+        let factory = hooked(sim.new_process(), hook);
         let builder = Store::builder(DIR).configure(small);
         let builder = builder.configure(|c| c.shards = alluvium::Shards::Count(2));
         let (store, _) = builder.backend(factory).open().await.unwrap();

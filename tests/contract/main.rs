@@ -18,4 +18,5 @@ mod full_disk;
 mod inputs;
 mod machine;
 mod memory;
+mod openings;
 mod reads;

@@ -1,10 +1,11 @@
 //! `stress`: one store under the load of W2 for as long as wanted, with segments that roll and are
 //! recycled and a reader that follows, watched from outside: memory, descriptors, pauses.
 //!
-//! A pause is an append that took longer than [`PAUSE`]. Two witnesses tell whose it was: the disk
-//! (another file, written durably all the time) and the machine (a thread that only sleeps). A
-//! pause that neither of them saw is the store's own. Without producers there are no witnesses
-//! either: what is seen then is what an open store costs that nobody uses.
+//! A pause is an append that took longer than [`PAUSE`]. Witnesses tell whose it was: the disk's (another
+//! file, written durably all the time, or the store's own writes, timed below the engine while its
+//! thread was there to see them end), the machine's (a thread that only sleeps), or the store's own,
+//! which is what nobody else has seen. Without producers there are no witnesses either: what is seen
+//! then is what an open store costs that nobody uses.
 
 mod witness;
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use alluvium::backends::layer::Layered;
 use alluvium::format::Batch;
 use alluvium::{Partition, Shards, Store};
 use alluvium_workloads::{Payload, cpu_time};
@@ -26,7 +28,7 @@ use crate::compare::existing;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, grouped, size};
 use crate::target::{Target, close};
-use witness::{Pauses, Witnesses};
+use witness::{Pauses, Witnesses, WriteTimes};
 
 /// Appends that take longer than this are told.
 pub(crate) const PAUSE: Duration = Duration::from_millis(10);
@@ -63,6 +65,7 @@ impl Drop for Scratch {
 }
 
 async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcome, Failure> {
+    let writes = WriteTimes::default();
     let (store, _) = Store::builder(dir.join("store"))
         .configure(|c| {
             c.shards = Shards::Count(1);
@@ -70,13 +73,13 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
             c.retention_bytes = Some(args.retention_bytes.as_u64());
             c.retention_interval = Duration::from_millis(100);
         })
-        .backend(target.backend())
+        .backend(Layered::new(target.backend(), writes.clone()))
         .open()
         .await?;
     let mut out = Output::new();
     out.line(&store.info().backend_reason)?;
     let partition = store.create_partition(0).await?;
-    let witnesses = (args.producers > 0).then(|| Witnesses::start(&dir.join("witness")));
+    let witnesses = (args.producers > 0).then(|| Witnesses::start(&dir.join("witness"), &store));
     let witnesses = witnesses.transpose()?;
     let stop = Arc::new(AtomicBool::new(false));
     let pauses = Arc::new(Pauses::default());
@@ -85,7 +88,8 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
         .collect();
     let follower = (args.producers > 0).then(|| follower(&partition, &stop));
 
-    let until = Instant::now() + Duration::from_secs(args.seconds);
+    let began = Instant::now();
+    let until = began + Duration::from_secs(args.seconds);
     let mut samples = Vec::new();
     let mut last_end = 0;
     while Instant::now() < until {
@@ -119,6 +123,10 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
     };
     let offsets = partition.offsets();
     drop(partition);
+    let seen = match witnesses {
+        Some(witnesses) => Some(witnesses.stop().await?),
+        None => None,
+    };
     close(&store).await?;
     out.line(format_args!(
         "{} appends, {} removed by retention, {} read",
@@ -127,17 +135,23 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
         grouped(read),
     ))?;
     summarise(&mut out, &samples)?;
-    if let Some(witnesses) = witnesses {
-        let (disk, machine) = witnesses.stop()?;
-        let judged = pauses.judge(&disk, &machine);
+    if let Some(seen) = seen {
+        let judged = pauses.judge(&seen, &writes.slow());
         out.line(format_args!(
             "appends over {} ms: {}; {} while the disk paused, {} while the machine did, {} our own",
             PAUSE.as_millis(),
             grouped(judged.all()),
             grouped(judged.disk),
             grouped(judged.machine),
-            grouped(judged.own),
+            grouped(judged.own.len() as u64),
         ))?;
+        for pause in judged.moments() {
+            out.line(format_args!(
+                "  our own: {:.1} ms, {:.3} s after the start",
+                pause.len().as_secs_f64() * 1e3,
+                (pause.from - began).as_secs_f64(),
+            ))?;
+        }
     }
     out.flush()?;
     Ok(Outcome::Done)

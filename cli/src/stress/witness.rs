@@ -1,6 +1,11 @@
 //! Who was slow: the disk, the machine, or the store.
+//!
+//! A slow write of the store is the disk's only while the shard's thread was there to see it end:
+//! a thread that was held up itself sees its writes late. So the shard is asked something all the
+//! time, and what it answers late makes that moment the machine's or its own.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,7 +13,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use alluvium::io::AlignedBuf;
+use alluvium::Store;
+use alluvium::backends::layer::Layer;
+use alluvium::io::{AlignedBuf, IoFile};
+use async_trait::async_trait;
+use bytes::Bytes;
 
 use super::PAUSE;
 use crate::failure::Failure;
@@ -18,8 +27,8 @@ const SLOW: Duration = Duration::from_millis(5);
 const _: () = assert!(2 * SLOW.as_nanos() == PAUSE.as_nanos());
 /// How often the witnesses look.
 const INTERVAL: Duration = Duration::from_millis(2);
-/// Memory for pauses is bounded; more of them are counted as the first so many are.
-const PAUSES_MAX: usize = 1 << 20;
+/// Memory for what was slow is bounded; what comes later is not told.
+const SPANS_MAX: usize = 1 << 20;
 
 /// When something was slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +38,12 @@ pub(super) struct Span {
 }
 
 impl Span {
-    fn len(&self) -> Duration {
+    pub(super) fn len(&self) -> Duration {
         self.to - self.from
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.from <= other.to && other.from <= self.to
     }
 }
 
@@ -41,18 +54,47 @@ pub(super) struct Pauses {
     longest_ns: AtomicU64,
 }
 
-/// How many pauses were whose.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// When which witness was slow; the spans of one follow each other.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// The witness file's writes.
+    disk: Vec<Span>,
+    machine: Vec<Span>,
+    /// The shard's answers.
+    shard: Vec<Span>,
+}
+
+/// Whose the pauses were.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Judged {
     pub(super) disk: u64,
     pub(super) machine: u64,
-    pub(super) own: u64,
+    pub(super) own: Vec<Span>,
 }
 
 impl Judged {
     pub(super) fn all(&self) -> u64 {
-        self.disk + self.machine + self.own
+        self.disk + self.machine + self.own.len() as u64
     }
+
+    /// Our own pauses, those that overlap as one: many appends wait at the same time.
+    pub(super) fn moments(&self) -> Vec<Span> {
+        merged(&self.own)
+    }
+}
+
+/// The same moments as spans that follow each other.
+fn merged(spans: &[Span]) -> Vec<Span> {
+    let mut spans = spans.to_vec();
+    spans.sort_unstable_by_key(|span| span.from);
+    spans.dedup_by(|next, last| {
+        let joins = next.overlaps(last);
+        if joins {
+            last.to = last.to.max(next.to);
+        }
+        joins
+    });
+    spans
 }
 
 impl Pauses {
@@ -63,7 +105,7 @@ impl Pauses {
         self.longest_ns.fetch_max(nanos, Ordering::Relaxed);
         if took > PAUSE {
             let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
-            if spans.len() < PAUSES_MAX {
+            if spans.len() < SPANS_MAX {
                 spans.push(Span { from, to });
             }
         }
@@ -74,17 +116,19 @@ impl Pauses {
         Duration::from_nanos(self.longest_ns.swap(0, Ordering::Relaxed))
     }
 
-    /// Holds each pause against what the witnesses saw meanwhile.
-    pub(super) fn judge(&self, disk: &[Span], machine: &[Span]) -> Judged {
+    /// Holds each pause against what the witnesses saw meanwhile, and against the store's slow
+    /// `writes`.
+    pub(super) fn judge(&self, seen: &Seen, writes: &[Span]) -> Judged {
         let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
         let mut judged = Judged::default();
         for pause in &*spans {
-            if overlaps(disk, pause) {
+            let shard_was_there = !overlaps(&seen.shard, pause);
+            if overlaps(&seen.disk, pause) || shard_was_there && overlaps(writes, pause) {
                 judged.disk += 1;
-            } else if overlaps(machine, pause) {
+            } else if overlaps(&seen.machine, pause) {
                 judged.machine += 1;
             } else {
-                judged.own += 1;
+                judged.own.push(*pause);
             }
         }
         judged
@@ -94,37 +138,77 @@ impl Pauses {
 /// Whether one of the spans, which follow each other, overlaps `with`.
 fn overlaps(spans: &[Span], with: &Span) -> bool {
     let first = spans.partition_point(|span| span.to < with.from);
-    spans.get(first).is_some_and(|span| span.from <= with.to)
+    spans.get(first).is_some_and(|span| span.overlaps(with))
 }
 
-/// The threads that watch disk and machine.
+/// Times the store's durable writes, from their hand-over to the backend to the moment that the
+/// engine sees their end; the slow ones are kept.
+#[derive(Debug, Clone, Default)]
+pub(super) struct WriteTimes(Arc<Mutex<Vec<Span>>>);
+
+impl WriteTimes {
+    /// When writes were slow, as spans that follow each other.
+    pub(super) fn slow(&self) -> Vec<Span> {
+        merged(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[async_trait(?Send)]
+impl Layer for WriteTimes {
+    async fn write_durable<F: IoFile>(
+        &self,
+        file: &F,
+        buf: Bytes,
+        offset: u64,
+    ) -> (io::Result<usize>, Bytes) {
+        let from = Instant::now();
+        let ended = file.write_durable(buf, offset).await;
+        if from.elapsed() > SLOW {
+            let mut slow = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            note(&mut slow, from, Duration::ZERO);
+        }
+        ended
+    }
+}
+
+/// The threads and the task that watch.
 #[derive(Debug)]
 pub(super) struct Witnesses {
     stop: Arc<AtomicBool>,
-    disk: JoinHandle<std::io::Result<Vec<Span>>>,
+    disk: JoinHandle<io::Result<Vec<Span>>>,
     machine: JoinHandle<Vec<Span>>,
+    shard: tokio::task::JoinHandle<Result<Vec<Span>, alluvium::Error>>,
 }
 
 impl Witnesses {
-    /// Starts them; the disk's writes to a file at `path`.
-    pub(super) fn start(path: &Path) -> Result<Self, Failure> {
+    /// Starts them: the disk's writes to a file at `path`, the shards' asks `store`.
+    pub(super) fn start(path: &Path, store: &Store) -> Result<Self, Failure> {
         let file = create(path).map_err(Failure::io("create", path))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, stopped_too) = (Arc::clone(&stop), Arc::clone(&stop));
+        let stopped = || Arc::clone(&stop);
+        let (disk, machine, shard) = (stopped(), stopped(), stopped());
         Ok(Self {
+            disk: thread::spawn(move || watch_disk(&file, &disk)),
+            machine: thread::spawn(move || watch_machine(&machine)),
+            shard: tokio::spawn(watch_shard(store.clone(), shard)),
             stop,
-            disk: thread::spawn(move || watch_disk(&file, &stopped)),
-            machine: thread::spawn(move || watch_machine(&stopped_too)),
         })
     }
 
-    /// When the disk was slow, and when the machine was.
-    pub(super) fn stop(self) -> Result<(Vec<Span>, Vec<Span>), Failure> {
+    /// What they saw. The store has to be open still.
+    pub(super) async fn stop(self) -> Result<Seen, Failure> {
         self.stop.store(true, Ordering::Relaxed);
-        let died = |_| Failure::Other("a witness of the pauses died".to_owned());
-        let disk = self.disk.join().map_err(died)?;
+        let died = || Failure::Other("a witness of the pauses died".to_owned());
+        let shard = self.shard.await.map_err(|_| died())??;
+        // Both look at `stop` after at most one write or one sleep.
+        let disk = self.disk.join().map_err(|_| died())?;
         let disk = disk.map_err(|e| Failure::Other(format!("the disk's witness: {e}")))?;
-        Ok((disk, self.machine.join().map_err(died)?))
+        let machine = self.machine.join().map_err(|_| died())?;
+        Ok(Seen {
+            disk,
+            machine,
+            shard,
+        })
     }
 }
 
@@ -153,6 +237,17 @@ fn watch_disk(file: &File, stop: &AtomicBool) -> std::io::Result<Vec<Span>> {
     Ok(slow)
 }
 
+async fn watch_shard(store: Store, stop: Arc<AtomicBool>) -> Result<Vec<Span>, alluvium::Error> {
+    let mut slow = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let from = Instant::now();
+        store.stats().await?;
+        note(&mut slow, from, Duration::ZERO);
+        tokio::time::sleep(INTERVAL).await;
+    }
+    Ok(slow)
+}
+
 fn watch_machine(stop: &AtomicBool) -> Vec<Span> {
     let mut slow = Vec::new();
     while !stop.load(Ordering::Relaxed) {
@@ -168,7 +263,7 @@ fn note(slow: &mut Vec<Span>, from: Instant, expected: Duration) {
         from,
         to: Instant::now(),
     };
-    if span.len() > expected + SLOW {
+    if span.len() > expected + SLOW && slow.len() < SPANS_MAX {
         slow.push(span);
     }
 }
@@ -191,15 +286,43 @@ mod tests {
         }
         assert_eq!(pauses.take_longest(), Duration::from_millis(30));
         assert_eq!(pauses.take_longest(), Duration::ZERO);
+        let seen = |disk: &[Span], machine: &[Span], shard: &[Span]| Seen {
+            disk: disk.to_vec(),
+            machine: machine.to_vec(),
+            shard: shard.to_vec(),
+        };
         let disk = [span(5, 15), span(120, 160)];
         let machine = [span(10, 16), span(206, 212)];
-        let judged = pauses.judge(&disk, &machine);
-        let expected = Judged {
-            disk: 2,
-            machine: 1,
-            own: 0,
+        let judged = pauses.judge(&seen(&disk, &machine, &[]), &[]);
+        assert_eq!((judged.disk, judged.machine, judged.all()), (2, 1, 3));
+        let judged = pauses.judge(&seen(&disk[..1], &[], &[]), &[]);
+        assert_eq!(judged.own, [span(100, 130), span(200, 215)]);
+        // A slow write of the store is the disk's, unless the shard was late itself.
+        let writes = merged(&[span(101, 108), span(90, 140), span(210, 216)]);
+        assert_eq!(writes, [span(90, 140), span(210, 216)]);
+        let judged = pauses.judge(&seen(&[], &[], &[span(211, 219)]), &writes);
+        assert_eq!(judged.disk, 1);
+        assert_eq!(judged.own, [span(0, 20), span(200, 215)]);
+        let judged = pauses.judge(&seen(&[], &machine, &[span(211, 219)]), &writes);
+        assert_eq!((judged.disk, judged.machine), (1, 2));
+    }
+
+    #[test]
+    fn pauses_at_the_same_time_are_one_moment() {
+        let start = Instant::now();
+        let span = |from: u64, to: u64| Span {
+            from: start + Duration::from_millis(from),
+            to: start + Duration::from_millis(to),
         };
-        assert_eq!(judged, expected);
-        assert_eq!(pauses.judge(&disk[..1], &[]).own, 2);
+        let judged = Judged {
+            own: vec![span(30, 45), span(0, 20), span(1, 12), span(20, 33)],
+            ..Judged::default()
+        };
+        assert_eq!(judged.moments(), [span(0, 45)]);
+        let judged = Judged {
+            own: vec![span(30, 45), span(0, 20), span(1, 12)],
+            ..Judged::default()
+        };
+        assert_eq!(judged.moments(), [span(0, 20), span(30, 45)]);
     }
 }

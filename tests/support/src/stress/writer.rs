@@ -8,8 +8,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use alluvium_backends::BackendKind;
+use alluvium_backends::layer::Layered;
 use alluvium_core::{
-    Ack, AppendOptions, Appended, Error, Partition, ReadLimits, Result, Store, Visibility,
+    Ack, AppendOptions, Appended, Error, Partition, ReadLimits, Result, Visibility,
 };
 use futures_util::future::{Either, LocalBoxFuture, join_all, select};
 
@@ -134,7 +135,10 @@ impl Writer {
 
     async fn write(self) -> Result<()> {
         let (store, _) = match self.behaviour {
-            Behaviour::PlainWrites => open_plain(&self).await?,
+            Behaviour::PlainWrites => {
+                let lying = Layered::new(self.backend, super::PlainWrites);
+                super::open(&self.dir, self.store_seed, lying, |_| {}).await?
+            }
             _ => super::open(&self.dir, self.store_seed, self.backend, |_| {}).await?,
         };
         say(&Event::Opened);
@@ -177,23 +181,6 @@ impl Writer {
         }
         Ok(())
     }
-}
-
-#[cfg(feature = "tokio")]
-async fn open_plain(writer: &Writer) -> Result<(Store, alluvium_core::RecoveryReport)> {
-    let factory = alluvium_backends::tokio::TokioFactory::new();
-    super::open(
-        &writer.dir,
-        writer.store_seed,
-        super::PlainWrites(factory),
-        |_| {},
-    )
-    .await
-}
-
-#[cfg(not(feature = "tokio"))]
-async fn open_plain(writer: &Writer) -> Result<(Store, alluvium_core::RecoveryReport)> {
-    super::open(&writer.dir, writer.store_seed, writer.backend, |_| {}).await
 }
 
 const PRODUCERS: u32 = 3;
