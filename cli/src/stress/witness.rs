@@ -1,5 +1,9 @@
 //! Who was slow: the disk, the machine, or the store.
 //!
+//! An append waits for three writes in a row at most: the one under way when it comes, the header of
+//! the next segment if there is none, and its own. So a pause without a write of a third of its length is
+//! not the disk's.
+//!
 //! A slow write of the store is the disk's only while the shard's thread was there to see it end:
 //! a thread that was held up itself sees its writes late. So the shard is asked something all the
 //! time, and what it answers late makes that moment the machine's or its own.
@@ -25,6 +29,9 @@ use crate::failure::Failure;
 /// What a witness calls slow: half of a pause, as it sees only a part of it.
 const SLOW: Duration = Duration::from_millis(5);
 const _: () = assert!(2 * SLOW.as_nanos() == PAUSE.as_nanos());
+/// What a slow write of the store is.
+const SLOW_WRITE: Duration = Duration::from_micros(3_300);
+const _: () = assert!(3 * SLOW_WRITE.as_micros() <= PAUSE.as_micros());
 /// How often the witnesses look.
 const INTERVAL: Duration = Duration::from_millis(2);
 /// Memory for what was slow is bounded; what comes later is not told.
@@ -163,9 +170,9 @@ impl Layer for WriteTimes {
     ) -> (io::Result<usize>, Bytes) {
         let from = Instant::now();
         let ended = file.write_durable(buf, offset).await;
-        if from.elapsed() > SLOW {
+        if from.elapsed() > SLOW_WRITE {
             let mut slow = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            note(&mut slow, from, Duration::ZERO);
+            note(&mut slow, from, SLOW_WRITE);
         }
         ended
     }
@@ -231,7 +238,7 @@ fn watch_disk(file: &File, stop: &AtomicBool) -> std::io::Result<Vec<Span>> {
     while !stop.load(Ordering::Relaxed) {
         let from = Instant::now();
         file.write_all_at(&block, 0)?;
-        note(&mut slow, from, Duration::ZERO);
+        note(&mut slow, from, SLOW);
         thread::sleep(INTERVAL);
     }
     Ok(slow)
@@ -242,7 +249,7 @@ async fn watch_shard(store: Store, stop: Arc<AtomicBool>) -> Result<Vec<Span>, a
     while !stop.load(Ordering::Relaxed) {
         let from = Instant::now();
         store.stats().await?;
-        note(&mut slow, from, Duration::ZERO);
+        note(&mut slow, from, SLOW);
         tokio::time::sleep(INTERVAL).await;
     }
     Ok(slow)
@@ -253,17 +260,18 @@ fn watch_machine(stop: &AtomicBool) -> Vec<Span> {
     while !stop.load(Ordering::Relaxed) {
         let from = Instant::now();
         thread::sleep(INTERVAL);
-        note(&mut slow, from, INTERVAL);
+        note(&mut slow, from, INTERVAL + SLOW);
     }
     slow
 }
 
-fn note(slow: &mut Vec<Span>, from: Instant, expected: Duration) {
+/// Takes note of what has just ended, if it took longer than `limit`.
+fn note(slow: &mut Vec<Span>, from: Instant, limit: Duration) {
     let span = Span {
         from,
         to: Instant::now(),
     };
-    if span.len() > expected + SLOW && slow.len() < SPANS_MAX {
+    if span.len() > limit && slow.len() < SPANS_MAX {
         slow.push(span);
     }
 }

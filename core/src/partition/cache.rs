@@ -202,6 +202,7 @@ mod tests {
                 base_offset: offset,
                 end_offset,
                 start: bytes.len(),
+                newest: i64::MIN,
             });
             bytes.extend_from_slice(batch.bytes());
             offset = end_offset;

@@ -7,8 +7,11 @@
 use std::path::Path;
 use std::rc::Rc;
 
+use futures_util::future::join;
+
 use super::cache::TailCache;
 use super::driver::carry_out;
+use super::group::Write;
 use super::request::Change;
 use super::{Mode, Partition, Request, State, answer};
 use crate::commit::{Mark, Pipeline};
@@ -57,7 +60,7 @@ impl<B: IoBackend> Partition<B> {
                     Mode::Failed(cause) => Err(self.failed(cause)),
                     _ => Ok(()),
                 };
-                let result = self.seal_at_rest(false).await.and(failure);
+                let result = self.seal_at_rest().await.and(failure);
                 self.shard.name_work_done().await;
                 self.end();
                 answer(reply, result);
@@ -75,13 +78,7 @@ impl<B: IoBackend> Partition<B> {
         // Those that come while this one is tried may find that there is space again.
         let waiting = self.state.borrow().queue.len();
         let result = match self.take_spare().await {
-            Ok(spare) => match self.seal_at_rest(true).await {
-                Ok(()) => {
-                    let next = self.continuation();
-                    self.install(spare, next).await
-                }
-                Err(e) => Err(e),
-            },
+            Ok(spare) => self.move_on(spare).await,
             Err(e) => Err(e),
         };
         let Err(error) = result else { return };
@@ -101,6 +98,40 @@ impl<B: IoBackend> Partition<B> {
         for append in refused {
             Request::Append(append).refuse(error.clone());
         }
+    }
+
+    /// Ends the active segment with a seal and puts `spare` to use, both at the same time: appends
+    /// wait for one turn of the disk, not for two. Which of them a crash leaves does not matter. The
+    /// header tells where the segment before it ends, and does not count the seal; a seal without
+    /// the header is one in the middle of the newest segment.
+    async fn move_on(self: &Rc<Self>, spare: SpareFile<B::File>) -> Result<()> {
+        let next = self.continuation();
+        let seal = self.place_segment_end();
+        let seal = async {
+            if let Some(write) = seal {
+                let (id, result) = carry_out(write).await;
+                self.completed(id, result);
+            }
+        };
+        let (installed, ()) = join(self.install(spare, next), seal).await;
+        installed
+    }
+
+    /// The seal that says that no batch follows in this segment, if there is room for it.
+    fn place_segment_end(&self) -> Option<Write<B::File>> {
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
+        let end = state.offsets.log_end();
+        let seal = Batch::control(&Control {
+            reason: ControlReason::Seal,
+            segment_end: true,
+            end_offset: end,
+            log_start: state.offsets.log_start(),
+            reserved_end: state.reserved_placed.max(end),
+        });
+        let active = state.active.as_ref();
+        let has_room = active.is_some_and(|a| a.has_control_room(seal.encoded_len()));
+        (state.is_open() && has_room).then(|| self.place_end(state, seal))
     }
 
     /// A roll whose segment header makes a trim durable.
@@ -234,28 +265,23 @@ impl<B: IoBackend> Partition<B> {
     }
 
     /// Writes a seal behind everything; the caller knows that all of it is durable.
-    async fn seal_at_rest(&self, segment_end: bool) -> Result<()> {
+    async fn seal_at_rest(&self) -> Result<()> {
         let write = {
             let mut borrowed = self.state.borrow_mut();
             let state = &mut *borrowed;
             let end = state.offsets.log_end();
-            // A segment's end must be known; a tail that is sealed already needs no second seal,
-            // unless offsets are reserved that nobody was shown.
+            // A tail that is sealed already needs no second seal, unless offsets are reserved that
+            // nobody was shown.
             let is_sealed = state.tail_sealed && state.reserved_placed <= end;
-            if !state.is_open() || (is_sealed && !segment_end) {
+            if !state.is_open() || is_sealed {
                 return Ok(());
             }
-            let reserved_end = if segment_end {
-                state.reserved_placed.max(end)
-            } else {
-                end
-            };
             let batch = Batch::control(&Control {
                 reason: ControlReason::Seal,
-                segment_end,
+                segment_end: false,
                 end_offset: end,
                 log_start: state.offsets.log_start(),
-                reserved_end,
+                reserved_end: end,
             });
             let room = state
                 .active

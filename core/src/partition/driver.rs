@@ -316,7 +316,7 @@ impl<B: IoBackend> Partition<B> {
     }
 
     /// A write or sync has come back.
-    fn completed(&self, id: Option<GroupId>, result: std::io::Result<()>) {
+    pub(super) fn completed(&self, id: Option<GroupId>, result: std::io::Result<()>) {
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
         match (result, id) {

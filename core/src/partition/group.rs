@@ -7,8 +7,8 @@ use super::{Ack, AppendRequest, Appended, Mode, Partition, Permit, Request, Stat
 use crate::commit::GroupId;
 use crate::error::Error;
 use crate::format::{BATCH_HEADER_LEN, Batch, Control, ControlReason};
-use crate::io::{Durability, IoBackend, IoFile};
-use crate::segment::{GroupContext, PlacedGroup, Segment};
+use crate::io::{BufPool, Durability, IoBackend, IoFile};
+use crate::segment::{ActiveSegment, GroupContext, PlacedGroup, Segment};
 
 /// How many offsets one durable reservation covers. Appends acknowledged below `Durable` may lose
 /// their records in a crash, but their offsets must not be given again: so a reservation is on the
@@ -177,14 +177,39 @@ impl<B: IoBackend> Partition<B> {
         write
     }
 
-    /// Gives batches their place in the active segment and registers the group with the pipeline.
-    ///
-    /// The caller has made sure that there is an active segment with room.
+    /// Places the seal that ends the active segment's file.
+    pub(super) fn place_end(&self, state: &mut State<B::File>, seal: Batch) -> Write<B::File> {
+        let lay_out = |active: &mut ActiveSegment<B::File>, pool: &BufPool, context| {
+            active.place_end(pool, seal, context)
+        };
+        let write = self.place_group(state, 1, Durability::Durable, lay_out);
+        state.durable_wanted = state.placed.count;
+        write
+    }
+
+    /// Gives batches their place in the active segment, as one group.
     fn place_batches(
         &self,
         state: &mut State<B::File>,
         batches: Vec<Batch>,
         durability: Durability,
+    ) -> Write<B::File> {
+        let count = batches.len();
+        let lay_out = |active: &mut ActiveSegment<B::File>, pool: &BufPool, context| {
+            active.place(pool, batches, context)
+        };
+        self.place_group(state, count, durability, lay_out)
+    }
+
+    /// Lays `count` batches out as a group and registers it with the pipeline.
+    ///
+    /// The caller has made sure that there is an active segment with room.
+    fn place_group(
+        &self,
+        state: &mut State<B::File>,
+        count: usize,
+        durability: Durability,
+        lay_out: impl FnOnce(&mut ActiveSegment<B::File>, &BufPool, GroupContext) -> PlacedGroup,
     ) -> Write<B::File> {
         // Time never goes back within a partition, whatever the clock does.
         let now = self.shard.backend.wall_clock_ms().max(state.last_timestamp);
@@ -195,11 +220,11 @@ impl<B: IoBackend> Partition<B> {
             append_time_ms: now,
             generation: state.generation,
         };
-        state.placed.count += batches.len() as u64;
+        state.placed.count += count as u64;
         let Some(active) = state.active.as_mut() else {
             unreachable!("a group is formed only when there is an active segment")
         };
-        let group = active.place(&self.context.pool, batches, context);
+        let group = lay_out(active, &self.context.pool, context);
         let segment = Rc::clone(&active.segment);
         state.placed.offset = group
             .batches

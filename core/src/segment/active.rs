@@ -16,6 +16,8 @@ pub(crate) struct PlacedBatch {
     pub(crate) end_offset: u64,
     /// Where it starts in the group's bytes.
     pub(crate) start: usize,
+    /// Newest timestamp of its records, in milliseconds, as the index counts it.
+    pub(crate) newest: i64,
 }
 
 /// Batches laid out for one aligned write.
@@ -103,6 +105,37 @@ impl<F: IoFile> ActiveSegment<F> {
     pub(crate) fn place(
         &mut self,
         pool: &BufPool,
+        batches: Vec<Batch>,
+        context: GroupContext,
+    ) -> PlacedGroup {
+        let group = self.lay_out(pool, batches, context);
+        for batch in &group.batches {
+            let position = group.position + batch.start as u64;
+            self.segment
+                .with_index(|index| index.push(batch.base_offset, position, batch.newest));
+        }
+        self.segment.end_position.set(self.next_position);
+        let end = group.batches.last().map(|batch| batch.end_offset);
+        self.segment
+            .end_offset
+            .set(end.unwrap_or(context.next_offset));
+        group
+    }
+
+    /// Lays out the seal that ends the file. It is not counted as a part of the segment: the header
+    /// of the next one tells where this one ends, and may be durable while the seal is not.
+    pub(crate) fn place_end(
+        &mut self,
+        pool: &BufPool,
+        seal: Batch,
+        context: GroupContext,
+    ) -> PlacedGroup {
+        self.lay_out(pool, vec![seal], context)
+    }
+
+    fn lay_out(
+        &mut self,
+        pool: &BufPool,
         mut batches: Vec<Batch>,
         context: GroupContext,
     ) -> PlacedGroup {
@@ -129,16 +162,13 @@ impl<F: IoFile> ActiveSegment<F> {
             let base_offset = offset;
             offset += u64::from(batch.record_count());
             self.next_sequence = self.next_sequence.wrapping_add(1);
+            let newest = batch.max_timestamp(context.append_time_ms);
             placed.push(PlacedBatch {
                 base_offset,
                 end_offset: offset,
                 start,
+                newest: newest_record(batch.record_count(), newest),
             });
-            let batch_position = position + start as u64;
-            let newest = batch.max_timestamp(context.append_time_ms);
-            let max_timestamp = newest_record(batch.record_count(), newest);
-            self.segment
-                .with_index(|index| index.push(base_offset, batch_position, max_timestamp));
             start += batch.encoded_len();
         }
         // A large batch alone in its group is written from where its caller encoded it.
@@ -160,8 +190,6 @@ impl<F: IoFile> ActiveSegment<F> {
             self.next_position <= header.capacity_bytes,
             "a group was placed beyond the end of its segment"
         );
-        self.segment.end_position.set(self.next_position);
-        self.segment.end_offset.set(offset);
         PlacedGroup {
             bytes,
             position,
