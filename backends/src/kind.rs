@@ -153,10 +153,14 @@ impl fmt::Display for UnknownBackend {
             self.name,
             Names(&self.allowed)
         )?;
-        if !self.not_compiled.is_empty() {
-            write!(f, "; not compiled in: {}", Names(&self.not_compiled))?;
+        if known {
+            write!(f, "; build with the Cargo feature `{}`", self.name)
+        } else if self.not_compiled.is_empty() {
+            Ok(())
+        } else {
+            let others = Names(&self.not_compiled);
+            write!(f, "; with their Cargo features also: {others}")
         }
-        Ok(())
     }
 }
 

@@ -38,12 +38,13 @@
 //! ```
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alluvium_core::io::{
     AlignedBuf, Arena, BackendFactory, Capabilities, DirEntry, EntryKind, FileMap, FsSpace,
@@ -64,6 +65,12 @@ pub trait Layer: Clone + Send + Sync + 'static {
     /// works on (empty for what has none). A panic here is a panic of the backend.
     fn before(&self, operation: &'static str, path: &Path) {
         let _ = (operation, path);
+    }
+
+    /// After an operation on a file that goes to the disk (not when its future was dropped), with the
+    /// time from its hand-over to the moment that the engine sees its end.
+    fn after(&self, operation: &'static str, path: &Path, took: Duration) {
+        let _ = (operation, path, took);
     }
 
     /// In place of [`IoFile::write_durable`], whose contract it has to keep.
@@ -242,6 +249,16 @@ impl<B: IoBackend, L: Layer> IoBackend for LayeredBackend<B, L> {
     }
 }
 
+impl<F: IoFile, L: Layer> LayeredFile<F, L> {
+    async fn seen<T>(&self, operation: &'static str, done: impl Future<Output = T>) -> T {
+        self.layer.before(operation, &self.path);
+        let started = Instant::now();
+        let result = done.await;
+        self.layer.after(operation, &self.path, started.elapsed());
+        result
+    }
+}
+
 #[async_trait(?Send)]
 impl<F: IoFile, L: Layer> IoFile for LayeredFile<F, L> {
     fn alignment(&self) -> u32 {
@@ -254,33 +271,32 @@ impl<F: IoFile, L: Layer> IoFile for LayeredFile<F, L> {
         offset: u64,
         len: usize,
     ) -> (io::Result<usize>, AlignedBuf) {
-        self.layer.before("read_at", &self.path);
-        self.file.read_at(buf, offset, len).await
+        self.seen("read_at", self.file.read_at(buf, offset, len))
+            .await
     }
 
     async fn write_at(&self, buf: Bytes, offset: u64) -> (io::Result<usize>, Bytes) {
-        self.layer.before("write_at", &self.path);
-        self.file.write_at(buf, offset).await
+        self.seen("write_at", self.file.write_at(buf, offset)).await
     }
 
     async fn write_durable(&self, buf: Bytes, offset: u64) -> (io::Result<usize>, Bytes) {
-        self.layer.before("write_durable", &self.path);
-        self.layer.write_durable(&self.file, buf, offset).await
+        self.seen(
+            "write_durable",
+            self.layer.write_durable(&self.file, buf, offset),
+        )
+        .await
     }
 
     async fn sync_data(&self) -> io::Result<()> {
-        self.layer.before("sync_data", &self.path);
-        self.file.sync_data().await
+        self.seen("sync_data", self.file.sync_data()).await
     }
 
     async fn allocate(&self, len: u64) -> io::Result<()> {
-        self.layer.before("allocate", &self.path);
-        self.file.allocate(len).await
+        self.seen("allocate", self.file.allocate(len)).await
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
-        self.layer.before("set_len", &self.path);
-        self.file.set_len(len).await
+        self.seen("set_len", self.file.set_len(len)).await
     }
 
     async fn len(&self) -> io::Result<u64> {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use alluvium::ErrorClass;
 
-use crate::output::complain;
+use crate::output::{command, complain};
 
 /// How a command that could run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,13 +55,18 @@ impl Failure {
     }
 
     /// Tells standard error, and gives the exit code.
-    pub(crate) fn report(&self) -> ExitCode {
+    pub(crate) fn report(&self, store: Option<&Path>) -> ExitCode {
         match self {
             // Whoever read our output has seen enough.
             Self::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             Self::Store(e) if e.class() == ErrorClass::Corrupt => {
                 complain(&format!("alluvium: {self}"));
-                complain("run `alluvium verify` for all damage, `alluvium repair` for a remedy");
+                let dir = store.unwrap_or(Path::new("DIR"));
+                complain(&format!(
+                    "all damage: {}\na remedy:   {}",
+                    command(dir, "verify"),
+                    command(dir, "repair"),
+                ));
                 ExitCode::from(DAMAGE)
             }
             _ => {

@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(outcome) => outcome.into(),
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(target.dir()),
     }
 }
 

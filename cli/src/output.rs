@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+use std::path::Path;
 
 use bytesize::ByteSize;
 use comfy_table::{Table, TableComponent, presets};
@@ -62,6 +63,14 @@ pub(crate) fn counted(n: u64, noun: &str) -> String {
         (_, None) => "s",
     };
     format!("{} {noun}{plural}", grouped(n))
+}
+
+/// A command of this tool on the store in `dir`, to be copied into a shell.
+pub(crate) fn command(dir: &Path, words: &str) -> String {
+    let dir = dir.to_string_lossy();
+    // A name with a zero byte is none.
+    let dir = shlex::try_quote(&dir).unwrap_or_default();
+    format!("alluvium --dir {dir} {words}")
 }
 
 /// A number of bytes for people.

@@ -6,7 +6,7 @@ use alluvium::BackendKind;
 use alluvium::backends::probe::{probe, probe_dir};
 
 use crate::failure::{Failure, Outcome};
-use crate::output::{Output, table};
+use crate::output::{Output, complain, table};
 
 /// Prints what was found out.
 pub(crate) fn run(dir: Option<&Path>) -> Result<Outcome, Failure> {
@@ -40,14 +40,14 @@ pub(crate) fn run(dir: Option<&Path>) -> Result<Outcome, Failure> {
 
 fn describe_directory(out: &mut Output, dir: &Path) -> Result<(), Failure> {
     let existing = nearest_existing(dir)?;
-    let found = probe_dir(&existing).map_err(Failure::io("probe the directory", &existing))?;
     if existing != dir {
-        out.line(format_args!(
+        complain(&format!(
             "{} does not exist; looking at {}",
             dir.display(),
             existing.display()
-        ))?;
+        ));
     }
+    let found = probe_dir(&existing).map_err(Failure::io("probe the directory", &existing))?;
     out.line(format_args!("directory    {}", existing.display()))?;
     out.line(format_args!("file system  {}", found.file_system))?;
     if found.direct_io {

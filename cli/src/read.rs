@@ -7,12 +7,12 @@ use serde::Serialize;
 use crate::args::{ReadArgs, RecordFormat};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, complain};
-use crate::target::{NamedStore, close};
+use crate::target::{NamedStore, close, partition};
 
 /// Prints the records that were asked for.
 pub(crate) async fn run(target: &NamedStore, args: ReadArgs) -> Result<Outcome, Failure> {
     let (store, _) = target.open_read_only().await?;
-    let partition = store.partition(args.partition).await?;
+    let partition = partition(&store, args.partition).await?;
     let offsets = partition.offsets();
     let from = match (args.from, args.from_timestamp) {
         (Some(offset), _) => offset,

@@ -3,7 +3,7 @@
 //! A cut throws away whatever lies behind the damage, readable or not. So the default is to say
 //! what would be lost; and there are kinds of damage that no cut can clear, which are only told.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use alluvium::{
     Corruption, CorruptionKind, Error, ErrorClass, InspectDetail, InspectedSegment, OnCorruption,
@@ -12,7 +12,7 @@ use alluvium::{
 use crate::args::RepairArgs;
 use crate::backup::Backup;
 use crate::failure::{Failure, Outcome};
-use crate::output::{Output, counted, size};
+use crate::output::{Output, command, counted, size};
 use crate::survey::{Survey, survey};
 use crate::target::{NamedStore, close};
 use crate::verify::place;
@@ -46,7 +46,7 @@ pub(crate) async fn run(target: &NamedStore, args: RepairArgs) -> Result<Outcome
                 out.line(format_args!("  {why}"))?;
             }
             Verdict::Cut(cut) => {
-                cut.tell(&mut out, &backup)?;
+                cut.tell(&mut out, &target.dir, &backup)?;
                 cuts.push(cut);
             }
         }
@@ -219,7 +219,7 @@ fn plan(survey: &Survey, damage: &Corruption, at: u64) -> Verdict {
 }
 
 impl Cut {
-    fn tell(&self, out: &mut Output, backup: &Backup) -> Result<(), Failure> {
+    fn tell(&self, out: &mut Output, store: &Path, backup: &Backup) -> Result<(), Failure> {
         out.line(format_args!("partition {}: damaged", self.partition))?;
         out.line(format_args!("  first damage: {}", place(&self.damage)))?;
         out.line(format_args!(
@@ -230,8 +230,14 @@ impl Cut {
         ))?;
         if self.readable_behind > 0 {
             out.line(format_args!(
-                "  to save them: alluvium read --partition {} --from {} --skip-damaged",
-                self.partition, self.at
+                "  to save them: {}",
+                command(
+                    store,
+                    &format!(
+                        "read --partition {} --from {} --skip-damaged",
+                        self.partition, self.at
+                    )
+                )
             ))?;
         }
         out.line(format_args!(

@@ -7,6 +7,7 @@ use indicatif::ProgressBar;
 
 use crate::failure::Failure;
 use crate::output::progress;
+use crate::target::partition;
 
 /// All that there is of one partition.
 #[derive(Debug)]
@@ -57,7 +58,7 @@ pub(crate) async fn partitions(
     only: Option<u64>,
 ) -> Result<Vec<PartitionInfo>, Failure> {
     match only {
-        Some(id) => Ok(vec![store.partition(id).await?.describe().await?]),
+        Some(id) => Ok(vec![partition(store, id).await?.describe().await?]),
         None => Ok(store.list_partitions().await?),
     }
 }

@@ -13,7 +13,7 @@ use crate::args::TailArgs;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, complain};
 use crate::read::Printer;
-use crate::target::{NamedStore, close};
+use crate::target::{NamedStore, close, partition};
 
 /// How often a followed partition is looked at.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -91,7 +91,7 @@ impl Tail {
     /// Prints what there is from where the last look ended.
     async fn look(&mut self, target: &NamedStore, args: &TailArgs) -> Result<(), Failure> {
         let (store, _) = target.open_read_only().await?;
-        let partition = store.partition(args.partition).await?;
+        let partition = partition(&store, args.partition).await?;
         let offsets = partition.offsets();
         let (start, end) = (offsets.log_start(), offsets.durable());
         let from = match self.next {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alluvium::{BackendKind, RecoveryReport, Shards, Store, StoreBuilder};
+use alluvium::{BackendKind, Error, Partition, RecoveryReport, Shards, Store, StoreBuilder};
 
 use crate::failure::Failure;
 
@@ -65,6 +65,28 @@ impl NamedStore {
         // A tool does one thing at a time: one shard will do.
         let builder = Store::builder(&self.dir).configure(|c| c.shards = Shards::Count(1));
         Ok(settings(builder).backend(self.backend).open().await?)
+    }
+}
+
+/// The partition with this number; who named one that is not there hears which are.
+pub(crate) async fn partition(store: &Store, id: u64) -> Result<Partition, Failure> {
+    match store.partition(id).await {
+        Err(Error::PartitionNotFound { .. }) => {
+            let there = store.list_partitions().await?;
+            let there: Vec<_> = there.iter().map(|info| info.id.to_string()).collect();
+            let there = if there.is_empty() {
+                "this store has none; `append` creates them".to_owned()
+            } else {
+                format!(
+                    "this store has {}: choose with --partition",
+                    there.join(", ")
+                )
+            };
+            Err(Failure::Other(format!(
+                "partition {id} does not exist; {there}"
+            )))
+        }
+        found => Ok(found?),
     }
 }
 

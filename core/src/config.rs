@@ -70,8 +70,8 @@ pub struct StoreConfig {
     pub mailbox_bytes_max: usize,
     /// Bytes of memory per shard for recent batches, which readers at the tail get without a
     /// request to the shard. Its partitions have equal parts. What is counted is the memory that
-    /// is held (whole pages and one more for their alignment, some kilobytes per partition beside
-    /// them). Batches that are not written yet are kept in any case; they are bounded by
+    /// is held (whole buffers and a page more for their alignment, some kilobytes per partition
+    /// beside them). Batches that are not written yet are kept in any case; they are bounded by
     /// `mailbox_bytes_max`.
     pub tail_cache_bytes_max: usize,
     /// Size of a segment file in bytes, a multiple of 4096.
@@ -117,7 +117,9 @@ pub struct StoreConfig {
     /// that subscribe, or that take up where their last read from the disk ended.
     pub read_ahead_chunks: usize,
     /// Bytes that may be read ahead per shard, over all readers. A reader that finds no room reads
-    /// without. Beyond this, reads from the disk are bounded by `mailbox_requests_max`.
+    /// without. Beyond this, reads from the disk are bounded by `mailbox_requests_max`, which they
+    /// share with appends while they wait for the disk: it should be well above the number of
+    /// readers of old records.
     pub read_ahead_bytes_max: usize,
 }
 
@@ -184,17 +186,12 @@ impl StoreConfig {
                 }
             }
         }
-        range(
-            "segment_bytes",
-            &self.segment_bytes,
-            &SEGMENT_BYTES_MIN,
-            &SEGMENT_BYTES_MAX,
-        )?;
-        if !self.segment_bytes.is_multiple_of(4096) {
+        let sizes = SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX;
+        if !sizes.contains(&self.segment_bytes) || !self.segment_bytes.is_multiple_of(4096) {
             return Err(invalid(
                 "segment_bytes",
                 &self.segment_bytes,
-                "a multiple of 4096".into(),
+                format!("a multiple of 4096 from {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX}"),
             ));
         }
         range(

@@ -264,8 +264,9 @@ pub enum Error {
     /// Control batches are the log's own: recovery believes them.
     #[error("a control batch cannot be appended; append records or an opaque batch")]
     ControlBatch,
-    /// An offset outside of what the partition holds.
-    #[error("offset {requested} is outside of [{start}, {end}]")]
+    /// An offset outside of what the partition holds. A reader goes on at `start`: after a trim that
+    /// failed half-way it may be above what [`Partition::offsets`](crate::Partition::offsets) tells.
+    #[error("offset {requested} is outside of {start} to {end}")]
     OutOfRange {
         /// The offset asked for.
         requested: u64,

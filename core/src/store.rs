@@ -152,6 +152,35 @@ impl StoreBuilder {
 }
 
 impl<O: OpenStore> ConfiguredBuilder<O> {
+    /// As [`StoreBuilder::config`].
+    #[must_use]
+    pub fn config(self, config: StoreConfig) -> Self {
+        self.change(|builder| builder.config(config))
+    }
+
+    /// As [`StoreBuilder::configure`].
+    #[must_use]
+    pub fn configure(self, change: impl FnOnce(&mut StoreConfig)) -> Self {
+        self.change(|builder| builder.configure(change))
+    }
+
+    /// As [`StoreBuilder::create`].
+    #[must_use]
+    pub fn create(self, create: bool) -> Self {
+        self.change(|builder| builder.create(create))
+    }
+
+    /// As [`StoreBuilder::read_only`].
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        self.change(StoreBuilder::read_only)
+    }
+
+    fn change(self, change: impl FnOnce(StoreBuilder) -> StoreBuilder) -> Self {
+        let Self { request, backend } = self;
+        change(StoreBuilder { request }).backend(backend)
+    }
+
     /// Opens the store and recovers every partition.
     ///
     /// # Errors

@@ -118,9 +118,9 @@ fn under_load<F: BackendFactory + Clone>(factory: &F) {
     no_descriptors_below(dir.path());
 }
 
-/// Openings of a log of many segments, dropped after a moment, a later one, and so on; then it is
-/// whole and can be had.
-fn openings_dropped_half_way<F: BackendFactory + Clone>(factory: &F) {
+/// Openings of a log of many segments, left by their caller after a moment, a later one, and so on,
+/// or ended by a file that somebody else has locked; then it is whole and can be had.
+fn openings_that_come_to_nothing<F: BackendFactory + Clone>(factory: &F) {
     const RECORDS: u64 = 4_000;
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -160,11 +160,43 @@ fn openings_dropped_half_way<F: BackendFactory + Clone>(factory: &F) {
             }
         }
         assert!(dropped > 0, "no opening was dropped");
+        for n in [0, 20, 39] {
+            no_descriptors_below(dir.path());
+            let lock = lock_segment(dir.path(), n);
+            let builder = Store::builder(dir.path()).configure(small);
+            let builder = builder.configure(|c| c.fence_timeout = Duration::from_millis(30));
+            let refused = builder.backend(factory.clone()).open().await;
+            assert!(matches!(refused, Err(Error::Fenced { .. })), "{refused:?}");
+            drop(lock);
+            close(&until_had().await).await;
+        }
         let store = until_had().await;
         verify(&store.partition(1).await.unwrap(), 0, RECORDS).await;
         close(&store).await;
     });
     no_descriptors_below(dir.path());
+}
+
+/// Locks the n-th segment file below `dir`, until it is dropped.
+fn lock_segment(dir: &Path, n: usize) -> std::fs::File {
+    let mut segments = segment_files(dir);
+    segments.sort_unstable();
+    let file = std::fs::File::open(&segments[n]).unwrap();
+    file.lock().unwrap();
+    file
+}
+
+fn segment_files(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(segment_files(&path));
+        } else if path.extension().is_some_and(|e| e == "seg") {
+            all.push(path);
+        }
+    }
+    all
 }
 
 fn no_descriptors_below(dir: &Path) {
@@ -183,7 +215,7 @@ fn no_descriptors_below(dir: &Path) {
 fn on_tokio() {
     let factory = alluvium::backends::tokio::TokioFactory::new();
     under_load(&factory);
-    openings_dropped_half_way(&factory);
+    openings_that_come_to_nothing(&factory);
 }
 
 #[cfg(feature = "compio")]
@@ -191,7 +223,7 @@ fn on_tokio() {
 fn on_compio() {
     let factory = alluvium::backends::compio::CompioFactory::new();
     under_load(&factory);
-    openings_dropped_half_way(&factory);
+    openings_that_come_to_nothing(&factory);
 }
 
 #[cfg(feature = "uring")]
@@ -199,7 +231,7 @@ fn on_compio() {
 fn on_uring() {
     let factory = alluvium::backends::uring::UringFactory::new();
     under_load(&factory);
-    openings_dropped_half_way(&factory);
+    openings_that_come_to_nothing(&factory);
 }
 
 #[cfg(feature = "uring")]
@@ -214,5 +246,5 @@ fn on_uring_with_registered_memory() {
 fn on_glommio() {
     let factory = alluvium::backends::glommio::GlommioFactory::new();
     under_load(&factory);
-    openings_dropped_half_way(&factory);
+    openings_that_come_to_nothing(&factory);
 }

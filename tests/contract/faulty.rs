@@ -6,8 +6,10 @@ use std::sync::Arc;
 use alluvium::backends::layer::{Layer, Layered};
 use async_trait::async_trait;
 
+type Saw = dyn Fn(&'static str, &Path) + Send + Sync;
+
 #[derive(Clone)]
-pub(crate) struct Hook(Arc<dyn Fn(&'static str, &Path) + Send + Sync>);
+pub(crate) struct Hook(Arc<Saw>);
 
 #[async_trait(?Send)]
 impl Layer for Hook {

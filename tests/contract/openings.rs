@@ -1,13 +1,15 @@
-//! Opening a log of many segments: side by side, and dropped at any moment.
+//! Opening a log of many segments: side by side, left by its caller at any moment, and ended by one
+//! file while others are under way.
 
 use std::time::Duration;
 
+use alluvium::Error;
 use alluvium::backends::sim::Sim;
 use alluvium_testkit::logs::{close, fill, verify};
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 
-use crate::machine::{machine, open, store_and_partition};
+use crate::machine::{EIO, machine, open, store_and_partition, try_open};
 
 /// Records of the log; they take over a hundred segments.
 const RECORDS: u64 = 12_000;
@@ -42,8 +44,9 @@ fn files_are_opened_side_by_side() {
     assert_eq!(sim.open_descriptors(), 0);
 }
 
+/// An opening that nobody waits for ends by itself, and lets go of everything.
 #[test]
-fn dropped_at_any_moment() {
+fn left_at_any_moment() {
     let sim = machine(8);
     let mut dropped = 0;
     sim.block_on(async {
@@ -68,4 +71,33 @@ fn dropped_at_any_moment() {
         (10..99).contains(&dropped),
         "{dropped} openings were dropped"
     );
+}
+
+/// Operations on up to 31 other files are under way, and dropped, when one fails.
+#[test]
+fn one_read_that_fails_ends_it_and_leaves_nothing_open() {
+    let sim = machine(9);
+    sim.block_on(async {
+        long_log(&sim).await;
+        let mut failed = 0;
+        for n in 0..400 {
+            sim.fail_read(sim.counters().reads + 1 + n, EIO);
+            match try_open(&sim, |_| {}).await {
+                Ok((store, _)) => close(&store).await,
+                Err(e) => {
+                    assert!(matches!(e, Error::Io { .. }), "{n}: {e}");
+                    failed += 1;
+                }
+            }
+            sim.cancel_failures();
+            // At once: nothing that was dropped holds a file.
+            let store = open(&sim).await;
+            close(&store).await;
+            assert_eq!(sim.open_descriptors(), 0, "read {n}");
+        }
+        assert!(failed > 100, "{failed} openings failed");
+        let store = open(&sim).await;
+        verify(&store.partition(1).await.unwrap(), 0, RECORDS).await;
+        close(&store).await;
+    });
 }

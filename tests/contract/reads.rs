@@ -408,3 +408,34 @@ fn beside_appends_few_units_are_read_at_a_time() {
         });
     }
 }
+
+#[test]
+fn reads_that_nobody_waits_for_are_not_carried_out() {
+    let sim = machine(7);
+    sim.block_on(async {
+        let (store, _) = try_open(&sim, from_disk).await.unwrap();
+        let p = store.create_partition(1).await.unwrap();
+        fill(&p, 3000, 10).await;
+        sim.set_stalled(true);
+        let append = p.try_append(batch(3000, 1), Ack::Durable.into()).unwrap();
+        sim.sleep(Duration::from_millis(1)).await;
+        let mut left = Vec::new();
+        for n in 0..40 {
+            let mut read = p.read(n * 50, SMALL, Visibility::Durable).boxed_local();
+            assert!(polled(read.as_mut(), 1).await.is_none());
+            left.push(read);
+        }
+        // They have come to the shard, and wait for their turns.
+        sim.sleep(Duration::from_millis(1)).await;
+        drop(left);
+        let before = sim.counters().reads;
+        sim.set_stalled(false);
+        append.await.unwrap();
+        at_rest(&sim, &store).await;
+        let carried_out = sim.counters().reads - before;
+        assert!(carried_out <= 10, "{carried_out} reads for nobody");
+        verify(&p, 0, 3001).await;
+        close(&store).await;
+    });
+    assert_eq!(sim.open_descriptors(), 0);
+}

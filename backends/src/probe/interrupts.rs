@@ -10,12 +10,15 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::posix;
+
 /// The core that takes all interrupts of the disk under a directory; `None` when there are several,
-/// or when the kernel does not tell.
+/// when the kernel does not tell, or when this process may not use that core.
 pub(super) fn core_of(dir: &Path) -> Option<usize> {
     let device = rustix::fs::stat(dir).ok()?.st_dev;
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    core_of_device(Path::new("/"), &format!("{major}:{minor}"))
+    let core = core_of_device(Path::new("/"), &format!("{major}:{minor}"))?;
+    posix::allowed_cores().contains(&core).then_some(core)
 }
 
 /// The same, of a block device, with `/sys` and `/proc` under a root.
@@ -24,10 +27,10 @@ fn core_of_device(root: &Path, device: &str) -> Option<usize> {
     // One per hardware queue.
     only(entries(&disk.join("mq")))?;
     let hardware = fs::canonicalize(disk.join("device")).ok()?;
-    let lines: Vec<u32> = hardware
-        .ancestors()
-        .map(|dir| entries(&dir.join("msi_irqs")))
-        .find(|found| !found.is_empty())?
+    // The device on the bus: what is above it are bridges, with interrupts of their own.
+    let on_bus = |dir: &&Path| dir.join("irq").exists() || dir.join("msi_irqs").exists();
+    let on_bus = hardware.ancestors().find(on_bus)?;
+    let lines: Vec<u32> = entries(&on_bus.join("msi_irqs"))
         .iter()
         .filter_map(|path| path.file_name()?.to_str()?.parse().ok())
         .collect();

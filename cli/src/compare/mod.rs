@@ -3,7 +3,6 @@
 mod html;
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
@@ -174,13 +173,16 @@ fn check_writable(path: &Path) -> Result<(), Failure> {
         _ => Path::new("."),
     };
     let problem = if path.is_dir() {
-        io::ErrorKind::IsADirectory
+        "it is a directory; name a file".to_owned()
     } else if !parent.is_dir() {
-        io::ErrorKind::NotFound
+        format!("there is no directory {}", parent.display())
     } else {
         return Ok(());
     };
-    Err(Failure::io("write", path)(problem.into()))
+    Err(Failure::Other(format!(
+        "cannot write {}: {problem}",
+        path.display()
+    )))
 }
 
 fn refuse_memory(machine: &Machine, dir: &Path, allowed: bool) -> Result<(), Failure> {

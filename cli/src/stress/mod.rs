@@ -3,10 +3,12 @@
 //!
 //! A pause is an append that took longer than [`PAUSE`]. Witnesses tell whose it was: the disk's (another
 //! file, written durably all the time, or the store's own writes, timed below the engine while its
-//! thread was there to see them end), the machine's (a thread that only sleeps), or the store's own,
-//! which is what nobody else has seen. Without producers there are no witnesses either: what is seen
-//! then is what an open store costs that nobody uses.
+//! thread was there to see them end), the machine's (a thread that only sleeps, and the kernel's
+//! count of how long the shard waited for a core), or the store's own, which is what nobody else
+//! has seen. Without producers there are no witnesses either: what is seen then is what an open
+//! store costs that nobody uses.
 
+mod spans;
 mod witness;
 
 use std::fs;
@@ -28,7 +30,8 @@ use crate::compare::existing;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, grouped, size};
 use crate::target::{Target, close};
-use witness::{Pauses, Witnesses, WriteTimes};
+use spans::{Seen, Span, Whose, moments};
+use witness::{Pauses, StoreTimes, Witnesses};
 
 /// Appends that take longer than this are told.
 pub(crate) const PAUSE: Duration = Duration::from_millis(10);
@@ -65,7 +68,7 @@ impl Drop for Scratch {
 }
 
 async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcome, Failure> {
-    let writes = WriteTimes::default();
+    let times = StoreTimes::default();
     let (store, _) = Store::builder(dir.join("store"))
         .configure(|c| {
             c.shards = Shards::Count(1);
@@ -73,13 +76,14 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
             c.retention_bytes = Some(args.retention_bytes.as_u64());
             c.retention_interval = Duration::from_millis(100);
         })
-        .backend(Layered::new(target.backend(), writes.clone()))
+        .backend(Layered::new(target.backend(), times.clone()))
         .open()
         .await?;
     let mut out = Output::new();
     out.line(&store.info().backend_reason)?;
     let partition = store.create_partition(0).await?;
-    let witnesses = (args.producers > 0).then(|| Witnesses::start(&dir.join("witness"), &store));
+    let watch = || Witnesses::start(&dir.join("witness"), &store, times);
+    let witnesses = (args.producers > 0).then(watch);
     let witnesses = witnesses.transpose()?;
     let stop = Arc::new(AtomicBool::new(false));
     let pauses = Arc::new(Pauses::default());
@@ -92,7 +96,8 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
     let until = began + Duration::from_secs(args.seconds);
     let mut samples = Vec::new();
     let mut last_end = 0;
-    while Instant::now() < until {
+    // A producer that ends early has failed.
+    while Instant::now() < until && !producers.iter().any(JoinHandle::is_finished) {
         let (started, cpu) = (Instant::now(), cpu_time());
         let left = until.saturating_duration_since(started);
         let interval = Duration::from_secs(args.interval).min(left);
@@ -114,20 +119,19 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
         samples.push(sample);
     }
     stop.store(true, Ordering::Relaxed);
+    let mut failed = None;
     for task in producers {
-        joined(task).await?;
+        failed = joined(task).await.err().or(failed);
     }
     let read = match follower {
-        Some(follower) => joined(follower).await?,
+        Some(follower) => joined(follower).await.unwrap_or_else(|e| {
+            failed.get_or_insert(e);
+            0
+        }),
         None => 0,
     };
     let offsets = partition.offsets();
     drop(partition);
-    let seen = match witnesses {
-        Some(witnesses) => Some(witnesses.stop().await?),
-        None => None,
-    };
-    close(&store).await?;
     out.line(format_args!(
         "{} appends, {} removed by retention, {} read",
         grouped(offsets.log_end()),
@@ -135,26 +139,52 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
         grouped(read),
     ))?;
     summarise(&mut out, &samples)?;
-    if let Some(seen) = seen {
-        let judged = pauses.judge(&seen, &writes.slow());
-        out.line(format_args!(
-            "appends over {} ms: {}; {} while the disk paused, {} while the machine did, {} our own",
-            PAUSE.as_millis(),
-            grouped(judged.all()),
-            grouped(judged.disk),
-            grouped(judged.machine),
-            grouped(judged.own.len() as u64),
-        ))?;
-        for pause in judged.moments() {
-            out.line(format_args!(
-                "  our own: {:.1} ms, {:.3} s after the start",
-                pause.len().as_secs_f64() * 1e3,
-                (pause.from - began).as_secs_f64(),
-            ))?;
-        }
+    if let Some(witnesses) = witnesses {
+        let seen = witnesses.stop().await?;
+        tell_pauses(&mut out, &pauses, &seen, began)?;
     }
     out.flush()?;
-    Ok(Outcome::Done)
+    match failed {
+        Some(failed) => Err(failed),
+        None => close(&store).await.map(|()| Outcome::Done),
+    }
+}
+
+fn tell_pauses(
+    out: &mut Output,
+    pauses: &Pauses,
+    seen: &Seen,
+    began: Instant,
+) -> Result<(), Failure> {
+    let (count, spans) = pauses.take();
+    let of = |whose| {
+        spans
+            .iter()
+            .filter(move |s| seen.whose(s) == whose)
+            .copied()
+    };
+    let own: Vec<Span> = of(Whose::Own).collect();
+    out.line(format_args!(
+        "appends over {} ms: {}; {} while the disk paused, {} while the machine did, {} our own",
+        PAUSE.as_millis(),
+        grouped(count),
+        grouped(of(Whose::Disk).count() as u64),
+        grouped(of(Whose::Machine).count() as u64),
+        grouped(own.len() as u64),
+    ))?;
+    let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+    for pause in moments(own) {
+        out.line(format_args!(
+            "  our own: {:.1} ms, {:.3} s after the start; slowest write {:.1} ms, slowest answer \
+             of the shard {:.1} ms (0: below a third of {} ms)",
+            ms(pause.len()),
+            (pause.from - began).as_secs_f64(),
+            ms(seen.store.longest_during(&pause)),
+            ms(seen.shard.longest_during(&pause)),
+            PAUSE.as_millis(),
+        ))?;
+    }
+    Ok(())
 }
 
 fn producer(

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::{Scene, text};
+use crate::{Ran, Scene, text};
 
 /// A batch as `inspect` told it before the damage.
 struct Batch {
@@ -109,10 +109,10 @@ fn repair_of_the_newest_segment_copies_and_cuts() {
     let scene = Scene::with_store();
     let batches = Batch::of(&scene.inspect(), -1, "records");
     batches[1].damage();
-    scene
-        .run(&["append"])
-        .expect(1)
-        .complains("alluvium repair");
+    scene.run(&["append"]).expect(1).complains(&format!(
+        "alluvium --dir {} repair",
+        scene.store().display()
+    ));
     repair_at(&scene, &batches[1], 2_000 - batches[1].end);
 }
 
@@ -129,6 +129,21 @@ fn repair_of_several_segments_cuts_at_the_first() {
     repair_at(&scene, &older[0], 2_000 - older[0].base - 20);
 }
 
+/// Runs the command that saves what a cut would lose, as it was printed.
+fn save_as_told(told: &str, expected: u64) {
+    let mut lines = told.lines();
+    let words = lines.find_map(|line| line.trim().strip_prefix("to save them: alluvium "));
+    let binary = env!("CARGO_BIN_EXE_alluvium");
+    let mut shell = std::process::Command::new("sh");
+    shell
+        .arg("-c")
+        .arg(format!("'{binary}' {}", words.unwrap()))
+        .env_remove("ALLUVIUM_DIR");
+    let saved = Ran::of(shell).expect(1).text();
+    assert_eq!(saved.lines().count() as u64, expected);
+    assert!(saved.ends_with(&text(1_999..2_000)));
+}
+
 /// Repairs a store whose first damage is `first`, with so many readable records behind it.
 fn repair_at(scene: &Scene, first: &Batch, readable_behind: u64) {
     let damaged = scene.content();
@@ -143,6 +158,7 @@ fn repair_at(scene: &Scene, first: &Batch, readable_behind: u64) {
         plain.contains(&format!("with {readable_behind} record")),
         "{plain}"
     );
+    save_as_told(&plain, readable_behind);
     assert_eq!(scene.content(), damaged, "a dry run changes nothing");
     let beside = fs::read_dir(scene.root.path()).unwrap().count();
     assert_eq!(beside, 2, "a dry run copies nothing");
@@ -245,12 +261,12 @@ fn one_damaged_copy_of_a_header_costs_nothing_and_is_told() {
 
 #[test]
 fn a_damaged_control_batch_of_an_older_segment_costs_no_records() {
-    let scene = Scene::with_store();
-    let seals = Batch::of(&scene.inspect(), 0, "control");
-    flip(
-        &seals[seals.len() - 1].path,
-        seals[seals.len() - 1].position + 97,
-    );
+    let scene = Scene::new();
+    let lines = scene.file("lines", text(0..2_000).as_bytes());
+    let args = ["append", "--segment-bytes", "16KiB", "--ack", "written"];
+    scene.run_with(&args, &lines).expect(0);
+    let reserve = &Batch::of(&scene.inspect(), 0, "control")[0];
+    flip(&reserve.path, reserve.position + 97);
     scene.run(&["verify"]).expect(1).says("no record lost");
     let before = scene.content();
     scene

@@ -21,6 +21,19 @@ fn a_missing_directory_is_named() {
 }
 
 #[test]
+fn a_directory_without_a_parent_is_not_made() {
+    let scene = Scene::new();
+    let deep = scene.store().join("deeper");
+    let mut command = scene.command(&["append"]);
+    command.arg("--dir").arg(&deep);
+    Ran::of(command)
+        .expect(2)
+        .complains(deep.to_str().unwrap())
+        .complains("create that first");
+    assert!(!scene.store().exists());
+}
+
+#[test]
 fn a_file_is_not_a_store() {
     let scene = Scene::new();
     let file = scene.file("store", b"text");
@@ -51,7 +64,7 @@ fn partitions_and_inputs_that_are_not_there_are_named() {
     let scene = Scene::with_store();
     for command in ["verify", "read", "tail", "inspect", "repair"] {
         let ran = scene.run(&[command, "--partition", "9"]).expect(2);
-        ran.complains("partition 9 does not exist");
+        ran.complains("partition 9 does not exist; this store has");
     }
     let missing = scene.path("missing");
     let ran = scene

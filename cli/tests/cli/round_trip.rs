@@ -51,7 +51,7 @@ fn lines_from_standard_input_come_back_empty_and_unfinished_ones_too() {
     scene
         .run(&["read", "--from", "13"])
         .expect(2)
-        .complains("offset 13 is outside of [0, 12]");
+        .complains("offset 13 is outside of 0 to 12");
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn inspect_tells_what_is_there() {
     assert_eq!(partition["damage"], Value::Array(Vec::new()));
     let segments = partition["segments"].as_array().unwrap();
     assert!(segments.len() > 2);
-    let (mut next, mut seals) = (0, 0);
+    let (mut next, mut sealed) = (0, false);
     for segment in segments {
         assert_eq!(segment["base_offset"], next);
         let len = fs::metadata(segment["path"].as_str().unwrap())
@@ -220,9 +220,10 @@ fn inspect_tells_what_is_there() {
             );
             if batch["kind"] == "control" {
                 assert_eq!(batch["last_offset"], Value::Null);
-                seals += u64::from(batch["reason"] == "seal");
+                sealed = batch["reason"] == "seal";
                 continue;
             }
+            sealed = false;
             assert_eq!(batch["record_count"], 10);
             next += 10;
             assert_eq!(batch["last_offset"], next - 1);
@@ -230,10 +231,7 @@ fn inspect_tells_what_is_there() {
         assert_eq!(segment["end_offset"], next);
     }
     assert_eq!(next, 2000);
-    assert!(
-        seals >= segments.len() as u64,
-        "each segment ends with a seal"
-    );
+    assert!(sealed, "the log ends with a seal");
 
     let human = scene.run(&["inspect", "--all"]).expect(0);
     human
@@ -254,7 +252,7 @@ fn probe_tells_backends_and_the_file_system_of_the_nearest_directory() {
         .says("compio")
         .says("uring")
         .says("auto takes")
-        .says("does not exist; looking at");
+        .complains("does not exist; looking at");
     assert!(!scene.store().exists(), "probing creates nothing");
 }
 

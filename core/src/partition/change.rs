@@ -7,13 +7,11 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use futures_util::future::join;
-
 use super::cache::TailCache;
 use super::driver::carry_out;
-use super::group::Write;
 use super::request::Change;
-use super::{Mode, Partition, Request, State, answer};
+use super::roll::Continuation;
+use super::{Mode, Partition, State, answer};
 use crate::commit::{Mark, Pipeline};
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{Batch, Control, ControlReason, SEGMENT_HEADER_LEN};
@@ -23,21 +21,6 @@ use crate::recovery::{
     NextHeader, PartitionReport, RecoveredLog, RecoveryContext, TailCase, recover_partition,
 };
 use crate::segment::{ActiveSegment, Segment, SpareFile, prepare_spare};
-
-/// Where the next segment takes up.
-struct Continuation<F> {
-    previous: Option<Rc<Segment<F>>>,
-    link: u32,
-    /// End offset of the predecessor.
-    end: u64,
-    /// Byte position up to which the predecessor's bytes count.
-    end_position: u64,
-    /// First offset of the new segment; beyond `end` when offsets are skipped.
-    base: u64,
-    log_start: u64,
-    reserved_end: u64,
-    generation: u32,
-}
 
 impl<B: IoBackend> Partition<B> {
     /// Carries out a change that needed the partition to be at rest.
@@ -71,197 +54,6 @@ impl<B: IoBackend> Partition<B> {
             }
             Change::Sync(reply) => answer(reply, Ok(self.state.borrow().offsets.durable())),
         }
-    }
-
-    /// Moves appends to a new segment; without space, answers those that wait for one.
-    pub(super) async fn roll(self: &Rc<Self>) {
-        // Those that come while this one is tried may find that there is space again.
-        let waiting = self.state.borrow().queue.len();
-        let result = match self.take_spare().await {
-            Ok(spare) => self.move_on(spare).await,
-            Err(e) => Err(e),
-        };
-        let Err(error) = result else { return };
-        let mut state = self.state.borrow_mut();
-        let queue = std::mem::take(&mut state.queue);
-        let mut refused = Vec::with_capacity(waiting);
-        for (n, request) in queue.into_iter().enumerate() {
-            match request {
-                Request::Append(append) if n < waiting => {
-                    state.queued_bytes -= append.batch.encoded_len();
-                    refused.push(append);
-                }
-                request => state.queue.push_back(request),
-            }
-        }
-        drop(state);
-        for append in refused {
-            Request::Append(append).refuse(error.clone());
-        }
-    }
-
-    /// Ends the active segment with a seal and puts `spare` to use, both at the same time: appends
-    /// wait for one turn of the disk, not for two. Which of them a crash leaves does not matter. The
-    /// header tells where the segment before it ends, and does not count the seal; a seal without
-    /// the header is one in the middle of the newest segment.
-    async fn move_on(self: &Rc<Self>, spare: SpareFile<B::File>) -> Result<()> {
-        let next = self.continuation();
-        let seal = self.place_segment_end();
-        let seal = async {
-            if let Some(write) = seal {
-                let (id, result) = carry_out(write).await;
-                self.completed(id, result);
-            }
-        };
-        let (installed, ()) = join(self.install(spare, next), seal).await;
-        installed
-    }
-
-    /// The seal that says that no batch follows in this segment, if there is room for it.
-    fn place_segment_end(&self) -> Option<Write<B::File>> {
-        let mut borrowed = self.state.borrow_mut();
-        let state = &mut *borrowed;
-        let end = state.offsets.log_end();
-        let seal = Batch::control(&Control {
-            reason: ControlReason::Seal,
-            segment_end: true,
-            end_offset: end,
-            log_start: state.offsets.log_start(),
-            reserved_end: state.reserved_placed.max(end),
-        });
-        let active = state.active.as_ref();
-        let has_room = active.is_some_and(|a| a.has_control_room(seal.encoded_len()));
-        (state.is_open() && has_room).then(|| self.place_end(state, seal))
-    }
-
-    /// A roll whose segment header makes a trim durable.
-    async fn roll_for_trim(self: &Rc<Self>, to: u64) -> Result<()> {
-        let spare = match self.take_spare().await {
-            // On a full disk, a segment that the trim frees can be the next one.
-            Err(Error::NoSpace { path }) => {
-                let mut state = self.state.borrow_mut();
-                let free = state.sealed.first().is_some_and(|s| {
-                    s.end_offset.get() <= to
-                        && s.header.capacity_bytes == self.context.config.segment_bytes
-                        && Rc::strong_count(s) == 1
-                });
-                if !free {
-                    return Err(Error::NoSpace { path });
-                }
-                let oldest = state.sealed.remove(0);
-                let end_offset = oldest.end_offset.get();
-                match Segment::try_into_file(oldest, self.shard.backend.as_ref()) {
-                    Ok((file, path)) => {
-                        state.log_start_placed = to;
-                        state.reused_below = end_offset;
-                        SpareFile {
-                            file,
-                            path,
-                            initialised_to: self.context.config.segment_bytes,
-                        }
-                    }
-                    Err(read) => {
-                        state.sealed.insert(0, read);
-                        return Err(Error::NoSpace { path });
-                    }
-                }
-            }
-            other => other?,
-        };
-        let mut next = self.continuation();
-        next.log_start = to;
-        self.install(spare, next).await?;
-        let mut state = self.state.borrow_mut();
-        state.log_start_placed = state.log_start_placed.max(to);
-        state.offsets.set_log_start(to);
-        self.publish(state.offsets);
-        state.retire_below(to);
-        Ok(())
-    }
-
-    /// Takes up where the log ends now.
-    fn continuation(&self) -> Continuation<B::File> {
-        let state = self.state.borrow();
-        let end = state.offsets.log_end();
-        let previous = state.segments().next_back().cloned();
-        Continuation {
-            link: state
-                .active
-                .as_ref()
-                .map_or(state.link, ActiveSegment::link),
-            // Without an active segment, a cut or a crash came before: skip what may be shown.
-            base: if state.active.is_some() {
-                end
-            } else {
-                end.max(state.reserved_placed)
-            },
-            end: previous.as_ref().map_or(end, |s| s.end_offset.get()),
-            end_position: previous.as_ref().map_or(0, |s| s.end_position.get()),
-            previous,
-            log_start: state.offsets.log_start(),
-            reserved_end: state.reserved_placed.max(end),
-            generation: state.generation,
-        }
-    }
-
-    /// Puts `spare` to use as the next segment. Final once its header is durable.
-    async fn install(
-        self: &Rc<Self>,
-        spare: SpareFile<B::File>,
-        next: Continuation<B::File>,
-    ) -> Result<()> {
-        let backend = self.shard.backend.as_ref();
-        let sequence = self.state.borrow().next_sequence;
-        let header = NextHeader {
-            sequence,
-            previous: next.previous.as_deref(),
-            link: next.link,
-            base_offset: next.base,
-            prev_end_offset: next.end,
-            prev_end_position: next.end_position,
-            generation: next.generation,
-            log_start: next.log_start,
-            reserved_end: next.reserved_end,
-        }
-        .build(backend, &self.context, spare.file.alignment());
-        let config = &self.context.config;
-        let headroom = config.control_headroom_bytes(header.alignment);
-        let initialised_to = spare.initialised_to;
-        let segment = match spare.activate(header, config.index_interval_bytes).await {
-            Ok(segment) => Rc::new(segment),
-            Err(e) => {
-                let cause = crate::error::IoError::from(e);
-                self.fail_with(&cause);
-                return Err(Error::OutcomeUnknown {
-                    id: self.id(),
-                    cause,
-                });
-            }
-        };
-        let mut borrowed = self.state.borrow_mut();
-        let state = &mut *borrowed;
-        state.next_sequence = sequence + 1;
-        let start = SEGMENT_HEADER_LEN as u64;
-        let mut active = ActiveSegment::new(segment, start, 0, next.link, headroom);
-        active.initialised_to = initialised_to;
-        let finished = state.active.replace(active);
-        if let Some(finished) = finished {
-            let segment = finished.segment;
-            state.sealed.push(Rc::clone(&segment));
-            let this = Rc::clone(self);
-            self.shard.backend.spawn(Box::pin(async move {
-                let Ok(_by_name) = this.start_name_work() else {
-                    return;
-                };
-                segment.save_index(this.shard.backend.as_ref()).await;
-            }));
-        }
-        if next.base > state.offsets.log_end() {
-            state.skip_to(next.base, self.context.config.writes_in_flight_max);
-            self.publish(state.offsets);
-        }
-        state.tail_sealed = true;
-        Ok(())
     }
 
     /// Writes a seal behind everything; the caller knows that all of it is durable.
@@ -511,7 +303,7 @@ impl<F: IoFile> State<F> {
     }
 
     /// Skips offsets that may have been shown and were lost.
-    fn skip_to(&mut self, base: u64, window: u16) {
+    pub(super) fn skip_to(&mut self, base: u64, window: u16) {
         self.offsets = Offsets::new(self.offsets.log_start(), base);
         self.restart_pipeline(window);
     }

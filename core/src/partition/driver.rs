@@ -45,17 +45,25 @@ pub(super) async fn drive<B: IoBackend>(partition: Rc<Partition<B>>) {
             Step::Write(write) => {
                 let shard = Rc::clone(&partition.shard);
                 in_flight.push(Box::pin(async move {
-                    let _in_flight = shard.write_in_flight();
+                    let _appending = shard.gate.appending();
                     carry_out(write).await
                 }));
             }
             Step::Sync(segment) => {
-                in_flight.push(Box::pin(
-                    async move { (None, segment.file.sync_data().await) },
-                ));
+                let shard = Rc::clone(&partition.shard);
+                in_flight.push(Box::pin(async move {
+                    let _appending = shard.gate.appending();
+                    (None, segment.file.sync_data().await)
+                }));
             }
-            Step::Change(change) => partition.change(change).await,
-            Step::Roll => partition.roll().await,
+            Step::Change(change) => {
+                let _appends_wait = partition.shard.gate.appending();
+                partition.change(change).await;
+            }
+            Step::Roll => {
+                let _appends_wait = partition.shard.gate.appending();
+                partition.roll().await;
+            }
             Step::End => break,
             Step::Wait => poll_fn(|cx| partition.poll_event(&mut in_flight, cx)).await,
         }

@@ -6,13 +6,18 @@
 //! together with a plan of the pieces that follow; then it may ask for any of those by position.
 //! Between the two nothing is kept for it here: a piece is named by the identity of its segment,
 //! and is gone when that segment is. While a piece is being read, the segment is held by reference
-//! count, so its file is not put to another use.
+//! count, so its file is not put to another use; while it waits for its [turn](super::gate), it is
+//! not held, and a read whose caller has gone ends there.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::gate::Turn;
 use super::{Fetched, Mode, Partition, ReadLimits, Visibility};
 use crate::config::SealedReads;
 use crate::error::{Error, Result};
@@ -72,6 +77,9 @@ pub(crate) struct RawPiece {
     /// Room of the read-ahead, held as long as the piece is.
     pub(crate) ahead: Option<OwnedSemaphorePermit>,
 }
+
+/// Ready when nobody waits for the answer any more.
+pub(crate) type Gone<'a> = &'a mut dyn FnMut(&mut Context<'_>) -> Poll<()>;
 
 /// What a read found before it came to the disk.
 pub(super) enum Found<F> {
@@ -167,6 +175,7 @@ impl<B: IoBackend> Partition<B> {
         self: Rc<Self>,
         reading: Reading,
         ahead: Option<OwnedSemaphorePermit>,
+        gone: Gone<'_>,
     ) -> Result<Located> {
         let Reading {
             from,
@@ -208,8 +217,15 @@ impl<B: IoBackend> Partition<B> {
             [position, end, ..] => (position, end),
             _ => (0, 0),
         };
-        let raw = self.read_raw(&segment, position, piece_end).await?;
-        let first = Piece::new(segment.header, raw, position, piece_end);
+        let header = segment.header;
+        // Who waits for the disk must not keep the file from its next use.
+        drop(segment);
+        let place = (position, piece_end);
+        let Some(raw) = self.read_raw(header.identity, place, gone).await? else {
+            let read = self.read(from, limits, visibility).await;
+            return read.map(Located::Here);
+        };
+        let first = Piece::new(header, raw, position, piece_end);
         // The room was asked for before the size was known. Without it, nothing is kept.
         let paid = ahead.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let ahead = ahead.filter(|_| piece_end - position <= paid as u64);
@@ -229,23 +245,11 @@ impl<B: IoBackend> Partition<B> {
         self: Rc<Self>,
         wanted: Wanted,
         ahead: Option<OwnedSemaphorePermit>,
+        gone: Gone<'_>,
     ) -> Result<Option<RawPiece>> {
-        let segment = {
-            let state = self.state.borrow();
-            if let Mode::Closed = state.mode {
-                return Err(Error::Closed);
-            }
-            let mut segments = state.segments();
-            segments
-                .find(|s| s.header.identity == wanted.identity)
-                .cloned()
-        };
-        let Some(segment) = segment else {
-            return Ok(None);
-        };
-        let Wanted { start, end, .. } = wanted;
-        let (start, bytes) = self.read_raw(&segment, start, end).await?;
-        Ok(Some(RawPiece {
+        let place = (wanted.start, wanted.end);
+        let read = self.read_raw(wanted.identity, place, gone).await?;
+        Ok(read.map(|(start, bytes)| RawPiece {
             // That of the end: what was cut away while the disk was read must not be believed.
             epoch: self.tail.epoch(),
             start,
@@ -254,25 +258,46 @@ impl<B: IoBackend> Partition<B> {
         }))
     }
 
-    /// The bytes of a segment that cover `[start, end)`, and where they start.
+    /// Waits for the turn of a read; [`Error::Closed`], which nobody hears, when its caller has gone.
+    async fn turn(&self, len: usize, gone: Gone<'_>) -> Result<Turn<'_>> {
+        let mut turn = pin!(self.shard.gate.turn(len));
+        poll_fn(|cx| match gone(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(Error::Closed)),
+            Poll::Pending => turn.as_mut().poll(cx).map(Ok),
+        })
+        .await
+    }
+
+    /// The bytes that cover `[start, end)` of the segment with this identity, and where they start;
+    /// `None` when it is no longer part of the log.
     async fn read_raw(
         &self,
-        segment: &Rc<Segment<B::File>>,
-        start: u64,
-        end: u64,
-    ) -> Result<(u64, Bytes)> {
+        identity: u64,
+        (start, end): (u64, u64),
+        gone: Gone<'_>,
+    ) -> Result<Option<(u64, Bytes)>> {
         let (backend, context) = (self.shard.backend.as_ref(), &self.context);
-        let mapped = context.config.sealed_reads == SealedReads::Mmap && {
+        let len = usize::try_from(end.saturating_sub(start)).unwrap_or(usize::MAX);
+        let turn = self.turn(len, gone).await?;
+        let found = {
             let state = self.state.borrow();
-            // The newest is appended to, and written to by recoveries.
-            let newest = state.segments().next_back();
-            newest.is_some_and(|newest| !Rc::ptr_eq(newest, segment))
+            if let Mode::Closed = state.mode {
+                return Err(Error::Closed);
+            }
+            let mut newest_first = state.segments().rev();
+            let found = newest_first.position(|s| s.header.identity == identity);
+            found.and_then(|n| Some((n == 0, Rc::clone(state.segments().rev().nth(n)?))))
         };
-        let turn = self.shard.read_turn().await;
+        let Some((is_newest, segment)) = found else {
+            return Ok(None);
+        };
+        // The newest is appended to, and written to by recoveries.
+        let mapped = context.config.sealed_reads == SealedReads::Mmap && !is_newest;
         let read = segment.read_raw(backend, &context.pool, (start, end), mapped);
         let read = read.await;
         drop(turn);
         self.shard.stats.read_from_disk();
-        read.map_err(|e| Error::io("read", &segment.path, e))
+        let read = read.map_err(|e| Error::io("read", &segment.path, e))?;
+        Ok(Some(read))
     }
 }

@@ -14,12 +14,14 @@ mod cache;
 mod change;
 mod driver;
 mod fetch;
+mod gate;
 mod group;
 mod housekeeping;
 mod inspect;
 mod notify;
 mod read;
 mod request;
+mod roll;
 mod tail;
 
 use std::cell::RefCell;
@@ -27,10 +29,10 @@ use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 pub(crate) use change::create_partition;
-pub(crate) use fetch::{Located, OnDisk, RawPiece, Reading, Wanted};
+pub(crate) use fetch::{Gone, Located, OnDisk, RawPiece, Reading, Wanted};
 pub use inspect::{InspectDetail, InspectRequest, InspectedBatch, InspectedSegment, Inspection};
 pub(crate) use notify::LocalNotify;
 pub use read::{Fetched, ReadLimits, Visibility};
@@ -40,6 +42,7 @@ pub(crate) use tail::{Tail, TailRead};
 pub(crate) use request::{AppendRequest, Change, Permit, Replies, Reply, Request};
 
 use cache::TailCache;
+use gate::ReadGate;
 use request::Waiter;
 
 use crate::commit::{Mark, Pipeline};
@@ -58,10 +61,7 @@ pub(crate) struct ShardContext<B: IoBackend> {
     pub(crate) tick: LocalNotify,
     /// See [`NameWork`].
     name_work: Rc<NameCount>,
-    /// Appends that the disk has at this moment.
-    writes_in_flight: std::cell::Cell<usize>,
-    /// For reads that go to the disk while it has appends.
-    reads_beside_appends: Semaphore,
+    gate: ReadGate,
     /// Partitions on this shard: they share the budget of the tail cache.
     pub(crate) partitions: std::cell::Cell<usize>,
     /// The same, to take memory from those that are at rest when the budget is shared by more.
@@ -70,34 +70,18 @@ pub(crate) struct ShardContext<B: IoBackend> {
 }
 
 impl<B: IoBackend> ShardContext<B> {
-    pub(crate) fn new(backend: Rc<B>) -> Self {
+    /// The context of a shard whose reads come in units of `read_unit_bytes`.
+    pub(crate) fn new(backend: Rc<B>, read_unit_bytes: usize) -> Self {
         Self {
             backend,
             unsealed: RefCell::default(),
             tick: LocalNotify::default(),
             name_work: Rc::default(),
-            writes_in_flight: std::cell::Cell::new(0),
-            reads_beside_appends: Semaphore::new(READS_BESIDE_APPENDS),
+            gate: ReadGate::new(read_unit_bytes),
             partitions: std::cell::Cell::new(0),
             sharers: RefCell::default(),
             stats: crate::metrics::ShardCounters::default(),
         }
-    }
-
-    /// Counts a write of appends until it is dropped.
-    fn write_in_flight(&self) -> impl Drop + '_ {
-        self.writes_in_flight.set(self.writes_in_flight.get() + 1);
-        WriteInFlight(&self.writes_in_flight)
-    }
-
-    /// Lets a read to the disk; while that has appends, one of few at a time, in order of arrival.
-    /// Otherwise a reader who catches up would fill the device's queue, and every append wait
-    /// behind all that was read ahead.
-    async fn read_turn(&self) -> Option<SemaphorePermit<'_>> {
-        if self.writes_in_flight.get() == 0 {
-            return None;
-        }
-        self.reads_beside_appends.acquire().await.ok()
     }
 
     /// Work on names that belong to no partition yet, or none any more.
@@ -113,18 +97,6 @@ impl<B: IoBackend> ShardContext<B> {
     /// Waits until no [`NameWork`] is under way on the shard.
     pub(crate) async fn name_work_done(&self) {
         self.name_work.none(self.backend.as_ref()).await;
-    }
-}
-
-/// Reads of a unit ([`StoreConfig::read_chunk_bytes`](crate::StoreConfig::read_chunk_bytes)) that
-/// the disk has at a time beside appends: one reaches most of the bandwidth.
-const READS_BESIDE_APPENDS: usize = 1;
-
-struct WriteInFlight<'a>(&'a std::cell::Cell<usize>);
-
-impl Drop for WriteInFlight<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
     }
 }
 

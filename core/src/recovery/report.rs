@@ -59,8 +59,13 @@ impl fmt::Display for PartitionReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "partition {}: {}, offsets [{}, {}), {} segments",
-            self.partition, self.case, self.log_start, self.log_end, self.segments
+            "partition {}: {}, offsets [{}, {}), {} segment{}",
+            self.partition,
+            self.case,
+            self.log_start,
+            self.log_end,
+            self.segments,
+            plural(self.segments),
         )?;
         if self.skipped_offsets > 0 {
             write!(f, ", {} offsets skipped", self.skipped_offsets)?;
@@ -73,6 +78,10 @@ impl fmt::Display for PartitionReport {
         }
         Ok(())
     }
+}
+
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
 }
 
 /// The result of opening a store.
@@ -96,8 +105,9 @@ impl fmt::Display for RecoveryReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} partitions in {:?}",
+            "{} partition{} in {:.1?}",
             self.partitions.len(),
+            plural(self.partitions.len()),
             self.duration
         )?;
         for partition in &self.partitions {

@@ -68,8 +68,8 @@ pub(super) async fn boot<B: IoBackend>(
     Ok(BootedStore { booted, lock })
 }
 
-const NO_STORE_FILE: &str = "no store here: the directory has no STORE file; check the path, or \
-                             let the store be created if it is empty";
+const NO_STORE_FILE: &str = "no store here: the directory has no STORE file; check the path (only \
+                             an opening for writing creates a store, in an empty directory)";
 
 fn not_a_store(path: &Path, why: &'static str) -> Error {
     Error::NotAStore {
@@ -93,15 +93,17 @@ async fn check_directory<B: IoBackend>(backend: &B, request: &BootRequest) -> Re
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             if !may_create {
-                let why =
-                    "the directory does not exist; check the path, or let the store be created";
+                let why = "the directory does not exist; check the path (only an opening for writing \
+                     creates a store)";
                 return Err(not_a_store(path, why));
             }
-            backend
-                .create_dir(path)
-                .await
-                .map_err(|e| Error::io("create", path, e))?;
-            return Ok(());
+            return match backend.create_dir(path).await {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Err(not_a_store(
+                    path,
+                    "the directory that it is to be made in does not exist; create that first",
+                )),
+                created => created.map_err(|e| Error::io("create", path, e)),
+            };
         }
         Err(e) => return Err(Error::io("look at", path, e)),
     }

@@ -17,7 +17,7 @@ use crate::config::StoreConfig;
 use crate::error::{Error, Result};
 use crate::io::{BufPool, IoBackend};
 use crate::metrics::ShardStats;
-use crate::partition::{Change, Partition, Reply, Request, ShardContext, answer};
+use crate::partition::{Change, Gone, Partition, Reply, Request, ShardContext, answer};
 
 /// Requests that one turn takes from the mailbox before the event loop gets its share.
 const TURN_REQUESTS: usize = 256;
@@ -87,7 +87,10 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
     // Whatever ends the shard, nobody goes on waiting for room in its mailbox.
     let _bounds = CloseBounds(Arc::clone(&requests), Arc::clone(&bytes));
     let shard = Rc::new(Shard {
-        shared: Rc::new(ShardContext::new(Rc::clone(&backend))),
+        shared: Rc::new(ShardContext::new(
+            Rc::clone(&backend),
+            config.read_chunk_bytes,
+        )),
         path,
         config: Rc::new(config),
         create,
@@ -218,18 +221,14 @@ impl<B: IoBackend> Shard<B> {
                 reply,
                 permit,
                 ahead,
-            } => {
-                if !reply.is_closed() {
-                    match self.find(id, incarnation) {
-                        Ok(p) => self.spawn(reply, async move {
-                            let result = p.locate(reading, ahead).await;
-                            drop(permit);
-                            result
-                        }),
-                        Err(e) => answer(reply, Err(e)),
-                    }
-                }
-            }
+            } => match self.find(id, incarnation) {
+                Ok(p) => self.spawn_read(reply, async move |gone| {
+                    let result = p.locate(reading, ahead, gone).await;
+                    drop(permit);
+                    result
+                }),
+                Err(e) => answer(reply, Err(e)),
+            },
             Command::Piece {
                 id,
                 incarnation,
@@ -237,18 +236,14 @@ impl<B: IoBackend> Shard<B> {
                 reply,
                 permit,
                 ahead,
-            } => {
-                if !reply.is_closed() {
-                    match self.find(id, incarnation) {
-                        Ok(p) => self.spawn(reply, async move {
-                            let result = p.read_piece(wanted, ahead).await;
-                            drop(permit);
-                            result
-                        }),
-                        Err(e) => answer(reply, Err(e)),
-                    }
-                }
-            }
+            } => match self.find(id, incarnation) {
+                Ok(p) => self.spawn_read(reply, async move |gone| {
+                    let result = p.read_piece(wanted, ahead, gone).await;
+                    drop(permit);
+                    result
+                }),
+                Err(e) => answer(reply, Err(e)),
+            },
             Command::OffsetForTimestamp {
                 id,
                 incarnation,
@@ -323,6 +318,22 @@ impl<B: IoBackend> Shard<B> {
             Some(p) if p.incarnation() == incarnation => Ok(Rc::clone(p)),
             _ => Err(Error::PartitionNotFound { id }),
         }
+    }
+
+    /// Spawns a read, which is told when its caller has gone.
+    fn spawn_read<T: 'static>(
+        &self,
+        mut reply: Reply<T>,
+        read: impl AsyncFnOnce(Gone<'_>) -> Result<T> + 'static,
+    ) {
+        // Who has gone needs no answer.
+        if reply.is_closed() {
+            return;
+        }
+        self.shared.backend.spawn(Box::pin(async move {
+            let result = read(&mut |cx| reply.poll_closed(cx)).await;
+            answer(reply, result);
+        }));
     }
 
     fn spawn<T: 'static>(&self, reply: Reply<T>, task: impl Future<Output = Result<T>> + 'static) {
