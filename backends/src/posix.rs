@@ -207,7 +207,7 @@ impl PosixFile {
 
     /// See [`alluvium_core::io::IoFile::set_len`].
     pub(crate) fn set_len(&self, len: u64) -> io::Result<()> {
-        Ok(rustix::fs::ftruncate(self, len)?)
+        set_len(self, len)
     }
 
     /// See [`alluvium_core::io::IoFile::len`].
@@ -263,6 +263,11 @@ fn direct_alignment(fd: &OwnedFd) -> io::Result<u32> {
         return Err(Errno::INVAL.into());
     }
     Ok(alignment)
+}
+
+/// See [`alluvium_core::io::IoFile::set_len`].
+pub(crate) fn set_len(file: impl AsFd, len: u64) -> io::Result<()> {
+    Ok(rustix::fs::ftruncate(file, len)?)
 }
 
 /// See [`alluvium_core::io::IoBackend::list`].

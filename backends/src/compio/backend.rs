@@ -78,36 +78,37 @@ impl IoBackend for CompioBackend {
     }
 
     async fn open(&self, path: &Path, options: OpenOptions) -> io::Result<CompioFile> {
-        let file = PosixFile::open(path, options)?;
+        let file = by_name(path, move |path| PosixFile::open(path, options)).await?;
         Ok(CompioFile::new(file, Rc::clone(&self.local.in_flight)))
     }
 
     async fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
-        posix::list(dir)
+        by_name(dir, posix::list).await
     }
 
     async fn kind(&self, path: &Path) -> io::Result<EntryKind> {
-        posix::kind(path)
+        by_name(path, posix::kind).await
     }
 
     async fn create_dir(&self, path: &Path) -> io::Result<()> {
-        posix::create_dir(path)
+        by_name(path, posix::create_dir).await
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        posix::rename(from, to)
+        let to = to.to_path_buf();
+        by_name(from, move |from| posix::rename(from, &to)).await
     }
 
     async fn remove_file(&self, path: &Path) -> io::Result<()> {
-        posix::remove_file(path)
+        by_name(path, posix::remove_file).await
     }
 
     async fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        posix::remove_dir(path)
+        by_name(path, posix::remove_dir).await
     }
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let fd = posix::open_dir(dir)?;
+        let fd = by_name(dir, posix::open_dir).await?;
         let in_flight = InFlight::new(&self.local.in_flight);
         submit(Control {
             fd,
@@ -129,13 +130,11 @@ impl IoBackend for CompioBackend {
 
     async fn populate(&self, map: &FileMap, range: Range<usize>) -> io::Result<()> {
         let map = map.clone();
-        let populated = compio::runtime::spawn_blocking(move || map::populate(&map, range));
-        let lost = |_| Err(io::Error::other("the call was lost"));
-        populated.await.unwrap_or_else(lost)
+        elsewhere(move || map::populate(&map, range)).await
     }
 
     async fn space(&self, path: &Path) -> io::Result<FsSpace> {
-        posix::space(path)
+        by_name(path, posix::space).await
     }
 
     fn now(&self) -> Duration {
@@ -177,3 +176,21 @@ impl IoBackend for CompioBackend {
 
 /// Longer sleeps than this would overflow the clock's arithmetic: a century.
 const SLEEP_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// Makes a call that may wait on the runtime's pool.
+pub(super) async fn elsewhere<T: Send + 'static>(
+    call: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let lost = |_| Err(io::Error::other("the call was lost"));
+    compio::runtime::spawn_blocking(call)
+        .await
+        .unwrap_or_else(lost)
+}
+
+async fn by_name<T: Send + 'static>(
+    path: &Path,
+    call: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let path = path.to_path_buf();
+    elsewhere(move || call(&path)).await
+}

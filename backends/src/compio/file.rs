@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rustix::io::Errno;
 
+use super::backend::elsewhere;
 use super::op::{Control, InFlight, Read, Request, Write, submit};
 use crate::posix::{PosixFile, check_range};
 
@@ -115,7 +116,8 @@ impl IoFile for CompioFile {
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
         // Not through the ring: its opcode is newer (6.9) than kernels that we support.
-        self.file.set_len(len)
+        let file = Arc::clone(&self.file);
+        elsewhere(move || file.set_len(len)).await
     }
 
     async fn len(&self) -> io::Result<u64> {

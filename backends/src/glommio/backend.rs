@@ -40,6 +40,24 @@ impl Local {
         *self.blank.borrow_mut() = Some(Rc::clone(&blank));
         Ok(blank)
     }
+
+    /// Makes a call that may wait on glommio's blocking thread.
+    pub(super) async fn elsewhere<T: Send + 'static>(
+        &self,
+        call: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let call = async move { glommio::executor().spawn_blocking(call).await };
+        self.incoming.submit(call).await.unwrap_or_else(lost)
+    }
+
+    pub(super) async fn by_name<T: Send + 'static>(
+        &self,
+        path: &Path,
+        call: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let path = path.to_path_buf();
+        self.elsewhere(move || call(&path)).await
+    }
 }
 
 impl fmt::Debug for Local {
@@ -77,39 +95,34 @@ impl IoBackend for GlommioBackend {
     }
 
     async fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
-        posix::list(dir)
+        self.local.by_name(dir, posix::list).await
     }
 
     async fn kind(&self, path: &Path) -> io::Result<EntryKind> {
-        posix::kind(path)
+        self.local.by_name(path, posix::kind).await
     }
 
     async fn create_dir(&self, path: &Path) -> io::Result<()> {
-        posix::create_dir(path)
+        self.local.by_name(path, posix::create_dir).await
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        posix::rename(from, to)
+        let to = to.to_path_buf();
+        let rename = move |from: &Path| posix::rename(from, &to);
+        self.local.by_name(from, rename).await
     }
 
     async fn remove_file(&self, path: &Path) -> io::Result<()> {
-        posix::remove_file(path)
+        self.local.by_name(path, posix::remove_file).await
     }
 
     async fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        posix::remove_dir(path)
+        self.local.by_name(path, posix::remove_dir).await
     }
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        // On glommio's blocking thread: its own `Directory::sync` is an `fdatasync`, which need
-        // not commit names.
-        let dir = dir.to_path_buf();
-        let submitted = self.local.incoming.submit(async move {
-            glommio::executor()
-                .spawn_blocking(move || posix::sync_dir(&dir))
-                .await
-        });
-        submitted.await.unwrap_or_else(lost)
+        // Not glommio's own `Directory::sync`: that is an `fdatasync`, which need not commit names.
+        self.local.by_name(dir, posix::sync_dir).await
     }
 
     fn map(&self, path: &Path, len: usize) -> io::Result<FileMap> {
@@ -122,16 +135,12 @@ impl IoBackend for GlommioBackend {
 
     async fn populate(&self, map: &FileMap, range: Range<usize>) -> io::Result<()> {
         let map = map.clone();
-        let submitted = self.local.incoming.submit(async move {
-            glommio::executor()
-                .spawn_blocking(move || map::populate(&map, range))
-                .await
-        });
-        submitted.await.unwrap_or_else(lost)
+        let populate = move || map::populate(&map, range);
+        self.local.elsewhere(populate).await
     }
 
     async fn space(&self, path: &Path) -> io::Result<FsSpace> {
-        posix::space(path)
+        self.local.by_name(path, posix::space).await
     }
 
     fn now(&self) -> Duration {

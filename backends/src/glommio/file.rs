@@ -7,7 +7,7 @@
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -20,7 +20,7 @@ use rustix::io::{DupFlags, Errno};
 
 use super::backend::Local;
 use super::setup::to_io;
-use crate::posix::{PosixFile, check_range};
+use crate::posix::{self, PosixFile, check_range};
 use crate::shard::caught;
 
 /// Most bytes that one transfer moves: bounds the memory for its copy. Callers go on after short
@@ -112,7 +112,8 @@ impl GlommioFile {
     ) -> io::Result<Self> {
         // First: afterwards there is nothing to undo when the caller loses interest.
         let blank = local.blank().await?;
-        let posix = PosixFile::open(path, options)?;
+        let open = move |path: &Path| PosixFile::open(path, options);
+        let posix = local.by_name(path, open).await?;
         Ok(Self {
             inner: Rc::new(blank.adopt(posix)?),
             local: Rc::clone(local),
@@ -227,7 +228,8 @@ impl IoFile for GlommioFile {
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
-        self.inner.posix.set_len(len)
+        let fd = self.inner.posix.as_fd().try_clone_to_owned()?;
+        self.local.elsewhere(move || posix::set_len(fd, len)).await
     }
 
     async fn len(&self) -> io::Result<u64> {

@@ -32,6 +32,16 @@ impl UringBackend {
     pub(super) fn new(local: Rc<Local>) -> Self {
         Self { local }
     }
+
+    /// Makes a call on a path where it may wait.
+    async fn by_name<T: Send + 'static>(
+        &self,
+        path: &Path,
+        call: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let path = path.to_path_buf();
+        self.local.names.run(move || call(&path)).await
+    }
 }
 
 impl fmt::Debug for UringBackend {
@@ -65,37 +75,40 @@ impl IoBackend for UringBackend {
     }
 
     async fn open(&self, path: &Path, options: OpenOptions) -> io::Result<UringFile> {
-        let file = PosixFile::open(path, options)?;
+        let open = move |path: &Path| PosixFile::open(path, options);
+        let file = self.by_name(path, open).await?;
         Ok(UringFile::new(file, &self.local))
     }
 
     async fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
-        posix::list(dir)
+        self.by_name(dir, posix::list).await
     }
 
     async fn kind(&self, path: &Path) -> io::Result<EntryKind> {
-        posix::kind(path)
+        self.by_name(path, posix::kind).await
     }
 
     async fn create_dir(&self, path: &Path) -> io::Result<()> {
-        posix::create_dir(path)
+        self.by_name(path, posix::create_dir).await
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        posix::rename(from, to)
+        let to = to.to_path_buf();
+        self.by_name(from, move |from| posix::rename(from, &to))
+            .await
     }
 
     async fn remove_file(&self, path: &Path) -> io::Result<()> {
-        posix::remove_file(path)
+        self.by_name(path, posix::remove_file).await
     }
 
     async fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        posix::remove_dir(path)
+        self.by_name(path, posix::remove_dir).await
     }
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let owned = Owned {
-            target: Target::Dir(posix::open_dir(dir)?),
+            target: Target::Dir(self.by_name(dir, posix::open_dir).await?),
             buffer: Buffer::None,
         };
         let (result, owned) = submit(&self.local, owned, Request::SyncAll).await;
@@ -132,7 +145,7 @@ impl IoBackend for UringBackend {
     }
 
     async fn space(&self, path: &Path) -> io::Result<FsSpace> {
-        posix::space(path)
+        self.by_name(path, posix::space).await
     }
 
     fn now(&self) -> Duration {

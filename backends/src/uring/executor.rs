@@ -28,6 +28,7 @@ use rustix::io::Errno;
 
 use super::UringBackend;
 use super::in_flight::{Completed, InFlight};
+use super::names::Names;
 use super::op::Owned;
 use super::ring::{Completion, Ring, Wait};
 use super::slab::{Key, Slab};
@@ -49,6 +50,7 @@ pub(super) struct Local {
     pub(super) ops: RefCell<InFlight<Owned>>,
     pub(super) timers: RefCell<Timers>,
     pub(super) yielded: RefCell<Vec<Waker>>,
+    pub(super) names: Names,
     tasks: RefCell<Slab<Lodging>>,
     closed: Cell<bool>,
     ready: Rc<Ready>,
@@ -80,6 +82,7 @@ impl Local {
             ops: RefCell::default(),
             timers: RefCell::default(),
             yielded: RefCell::default(),
+            names: Names::start()?,
             tasks: RefCell::default(),
             closed: Cell::new(false),
             ready: Ready::new(&remote),

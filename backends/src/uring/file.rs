@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::executor::Local;
 use super::op::{Buffer, Owned, Request, Target, submit};
-use crate::posix::{PosixFile, check_range};
+use crate::posix::{self, PosixFile, check_range};
 
 /// An open file, shared by its handle and the operations under way on it.
 ///
@@ -164,7 +164,9 @@ impl IoFile for UringFile {
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
         // Not through the ring: its opcode is newer (6.9) than kernels that we support.
-        self.file.file.set_len(len)
+        let fd = self.file.as_fd().try_clone_to_owned()?;
+        let call = move || posix::set_len(fd, len);
+        self.file.local.names.run(call).await
     }
 
     async fn len(&self) -> io::Result<u64> {

@@ -31,8 +31,10 @@
 //! `unsafe` is in few places: `op` hands an entry over (invariant 1), `ring` puts it into the
 //! queue, waits with an argument, and registers memory.
 //!
-//! Directory work is plain system calls on the shard's thread; syncing a directory and allocating
-//! go through the ring, because they wait for the disk.
+//! Syncing a directory and allocating go through the ring. Other calls that may wait for the file
+//! system's journal (opening, renaming, removing, changing a length) are made by a thread of their own
+//! (`names`): while ext4 commits, a creation waits for milliseconds, and appends with it if it
+//! were made on the shard's thread.
 //!
 //! There is no fallback inside: where io_uring is forbidden, starting a shard fails with the
 //! kernel's error, and the `tokio` module is the way to go. Kernels before 6.15 show an idle
@@ -42,6 +44,7 @@ mod backend;
 mod executor;
 mod file;
 mod in_flight;
+mod names;
 mod op;
 mod ring;
 mod slab;

@@ -19,6 +19,7 @@ pub(super) fn all<F: BackendFactory>(suite: &mut Suite<'_, F>) {
         dropped_reads_write_to_no_foreign_memory,
         dropped_operations_leak_no_descriptor,
         dropped_sleeps_and_yields_do_no_harm,
+        what_may_wait_for_the_file_system_is_done_elsewhere,
     );
     suite.check("shards_end_with_operations_in_flight_one", |ctx| {
         Box::pin(leave_in_flight(ctx))
@@ -173,6 +174,37 @@ async fn dropped_sleeps_and_yields_do_no_harm<B: IoBackend>(ctx: Ctx<B>) {
     ctx.backend.sleep(Duration::from_millis(5)).await;
     ctx.backend.yield_now().await;
     assert!(ctx.backend.now() >= before + Duration::from_millis(5));
+}
+
+/// The file system makes who creates, removes, renames or shortens a file wait for its journal, and
+/// with the shard's thread every append would wait. Here nothing waits for long, so what is seen is
+/// that such a call is not over when it has been polled once: of so many, at least now and then.
+async fn what_may_wait_for_the_file_system_is_done_elsewhere<B: IoBackend>(ctx: Ctx<B>) {
+    const TRIES: usize = 50;
+    let backend = &ctx.backend;
+    let mut over = [0; 6];
+    for n in 0..TRIES {
+        let (one, two) = (ctx.path(&format!("one-{n}")), ctx.path(&format!("two-{n}")));
+        let file = backend.open(&one, OpenOptions::CREATE_NEW).await.unwrap();
+        let at_once = [
+            poll_once(backend.open(&two, OpenOptions::CREATE_NEW))
+                .await
+                .is_some(),
+            poll_once(file.set_len(4096)).await.is_some(),
+            poll_once(backend.rename(&one, &ctx.path("three")))
+                .await
+                .is_some(),
+            poll_once(backend.create_dir(&ctx.path(&format!("dir-{n}"))))
+                .await
+                .is_some(),
+            poll_once(backend.list(&ctx.dir)).await.is_some(),
+            poll_once(backend.remove_file(&two)).await.is_some(),
+        ];
+        for (over, at_once) in over.iter_mut().zip(at_once) {
+            *over += usize::from(at_once);
+        }
+    }
+    assert!(over.iter().all(|&over| over < TRIES), "{over:?}");
 }
 
 /// Ends the shard while the kernel is at work; run twice, so that the second shard meets the
