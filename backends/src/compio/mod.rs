@@ -1,8 +1,9 @@
 //! compio: one thread per shard with an io_uring of its own.
 //!
 //! Data goes through operations of our own (see `op`), so that a durable write is one submission
-//! with `RWF_DSYNC`. Directory work is plain system calls on the shard's thread; syncing a
-//! directory and allocating go through the ring, because they wait for the disk.
+//! with `RWF_DSYNC`. Syncing a directory and allocating go through the ring as well; other calls
+//! that may wait for the file system's journal (on names, and changes of a length) go to compio's
+//! pool of threads.
 //!
 //! There is no fallback inside: where io_uring is forbidden, starting a shard fails with the
 //! kernel's error, and the `tokio` module is the way to go.
