@@ -1,12 +1,18 @@
 //! `stress`: one store under the load of W2 for as long as wanted, with segments that roll and are
 //! recycled and a reader that follows, watched from outside: memory, descriptors, pauses.
 //!
-//! A pause is an append that took longer than [`PAUSE`]. Witnesses tell whose it was: the disk's (another
-//! file, written durably all the time, or the store's own writes, timed below the engine while its
-//! thread was there to see them end), the machine's (a thread that only sleeps, and the kernel's
-//! count of how long the shard waited for a core), or the store's own, which is what nobody else
-//! has seen. Without producers there are no witnesses either: what is seen then is what an open
-//! store costs that nobody uses.
+//! A pause is an append that took longer than [`PAUSE`]. Witnesses tell whose it was:
+//!
+//! * the disk's: another file, written durably all the time; the store's own writes, timed below
+//!   the engine while its thread was there to see them end; that thread, held by the disk inside of
+//!   a system call (a kernel that finds a durable write done when it has handed it over flushes
+//!   the device right there);
+//! * the machine's: a thread that only sleeps, and the kernel's count of how long the shard waited
+//!   for a core;
+//! * the store's own is what nobody has seen.
+//!
+//! Without producers there are no witnesses either: what is seen then is what an open store costs
+//! that nobody uses.
 
 mod spans;
 mod witness;
@@ -82,7 +88,7 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
     let mut out = Output::new();
     out.line(&store.info().backend_reason)?;
     let partition = store.create_partition(0).await?;
-    let watch = || Witnesses::start(&dir.join("witness"), &store, times);
+    let watch = || Witnesses::start(&dir.join("witness"), &store, times.clone());
     let witnesses = (args.producers > 0).then(watch);
     let witnesses = witnesses.transpose()?;
     let stop = Arc::new(AtomicBool::new(false));
@@ -141,7 +147,7 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
     summarise(&mut out, &samples)?;
     if let Some(witnesses) = witnesses {
         let seen = witnesses.stop().await?;
-        tell_pauses(&mut out, &pauses, &seen, began)?;
+        tell_pauses(&mut out, &pauses, &seen, &times, began)?;
     }
     out.flush()?;
     match failed {
@@ -154,6 +160,7 @@ fn tell_pauses(
     out: &mut Output,
     pauses: &Pauses,
     seen: &Seen,
+    times: &StoreTimes,
     began: Instant,
 ) -> Result<(), Failure> {
     let (count, spans) = pauses.take();
@@ -176,12 +183,13 @@ fn tell_pauses(
     for pause in moments(own) {
         out.line(format_args!(
             "  our own: {:.1} ms, {:.3} s after the start; slowest write {:.1} ms, slowest answer \
-             of the shard {:.1} ms (0: below a third of {} ms)",
+             of the shard {:.1} ms (0: below a third of {} ms); begun in it: {}",
             ms(pause.len()),
             (pause.from - began).as_secs_f64(),
             ms(seen.store.longest_during(&pause)),
             ms(seen.shard.longest_during(&pause)),
             PAUSE.as_millis(),
+            times.others_during(&pause).join(", "),
         ))?;
     }
     Ok(())

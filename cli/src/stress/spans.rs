@@ -1,7 +1,7 @@
 //! When something was slow, and whose a pause was.
 //!
-//! An append waits for three writes in a row at most: the one under way when it comes, the header of
-//! the next segment if there is none, and its own. So what explains a pause took a third of it.
+//! An append waits for three writes in a row at most: the one under way when it comes, the header
+//! of the next segment if there is none, and its own. So what explains a pause took a third of it.
 
 use std::time::{Duration, Instant};
 
@@ -63,6 +63,8 @@ pub(super) struct Seen {
     pub(super) disk: Timeline,
     /// The store's own operations on its files.
     pub(super) store: Timeline,
+    /// The shard's threads waiting for the disk inside of a system call.
+    pub(super) blocked: Timeline,
     pub(super) machine: Timeline,
     /// The shard's answers.
     pub(super) shard: Timeline,
@@ -80,7 +82,8 @@ impl Seen {
     pub(super) fn whose(&self, pause: &Span) -> Whose {
         // A shard that was held up itself sees the ends of its operations late.
         let shard_was_there = !self.shard.explains(pause);
-        if self.disk.explains(pause) || shard_was_there && self.store.explains(pause) {
+        let store_waited = shard_was_there && self.store.explains(pause);
+        if self.disk.explains(pause) || self.blocked.explains(pause) || store_waited {
             Whose::Disk
         } else if self.machine.explains(pause) {
             Whose::Machine
@@ -124,7 +127,8 @@ mod tests {
             disk: line(&[(5, 15), (120, 129)]),
             store: line(&[(199, 204), (202, 212), (500, 504), (700, 706)]),
             machine: line(&[(10, 30), (305, 310), (700, 706)]),
-            shard: line(&[(600, 606), (700, 707), (800, 806)]),
+            blocked: line(&[(1000, 1004)]),
+            shard: line(&[(600, 606), (700, 707), (800, 806), (1000, 1006)]),
         };
         let pauses = [
             ((0, 20), Whose::Disk),
@@ -139,6 +143,7 @@ mod tests {
             ((698, 712), Whose::Machine),
             ((798, 812), Whose::Own),
             ((900, 911), Whose::Own),
+            ((999, 1010), Whose::Disk),
         ];
         for ((from, to), whose) in pauses {
             let pause = spans(start, &[(from, to)])[0];

@@ -68,18 +68,47 @@ fn push(spans: &Mutex<Vec<Span>>, span: Span) {
     }
 }
 
-/// Times what the store does with its files and what appends may wait for.
+/// Times what the store does with its files and what appends may wait for, and notes what it does
+/// besides.
 #[derive(Debug, Clone, Default)]
-pub(super) struct StoreTimes(Arc<Mutex<Vec<Span>>>);
+pub(super) struct StoreTimes {
+    slow: Arc<Mutex<Vec<Span>>>,
+    others: Arc<Mutex<Vec<(Instant, &'static str)>>>,
+}
+
+impl StoreTimes {
+    /// What was begun in a pause besides reads and durable writes, in its order.
+    pub(super) fn others_during(&self, pause: &Span) -> Vec<&'static str> {
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_pause = |(at, _): &&(Instant, _)| (pause.from..=pause.to).contains(at);
+        others
+            .iter()
+            .filter(in_pause)
+            .map(|(_, name)| *name)
+            .collect()
+    }
+}
 
 impl Layer for StoreTimes {
+    fn before(&self, operation: &'static str, _path: &Path) {
+        if !matches!(
+            operation,
+            "write_durable" | "read_at" | "spawn" | "yield_now"
+        ) {
+            let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+            if others.len() < SPANS_MAX {
+                others.push((Instant::now(), operation));
+            }
+        }
+    }
+
     fn after(&self, operation: &'static str, _path: &Path, took: Duration) {
         // Appends wait for no read, and for no preparation of a file: if they do, that is our own.
         let waited_for = matches!(operation, "write_durable" | "write_at" | "sync_data");
         if waited_for && took > SLOW {
             let to = Instant::now();
             let from = to.checked_sub(took).unwrap_or(to);
-            push(&self.0, Span { from, to });
+            push(&self.slow, Span { from, to });
         }
     }
 }
@@ -89,7 +118,7 @@ impl Layer for StoreTimes {
 pub(super) struct Witnesses {
     stop: Stop,
     disk: JoinHandle<io::Result<Vec<Span>>>,
-    machine: JoinHandle<Vec<Span>>,
+    machine: JoinHandle<(Vec<Span>, Vec<Span>)>,
     shard: tokio::task::JoinHandle<Result<Vec<Span>, alluvium::Error>>,
     store: StoreTimes,
 }
@@ -129,11 +158,13 @@ impl Witnesses {
         // Both look whether they are to end after at most one write or one sleep.
         let disk = self.disk.join().map_err(|_| died())?;
         let disk = disk.map_err(|e| Failure::Other(format!("the disk's witness: {e}")))?;
-        let machine = self.machine.join().map_err(|_| died())?;
-        let mut store = self.store.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (machine, blocked) = self.machine.join().map_err(|_| died())?;
+        let slow = &self.store.slow;
+        let mut store = slow.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Seen {
             disk: disk.into(),
             store: std::mem::take(&mut *store).into(),
+            blocked: blocked.into(),
             machine: machine.into(),
             shard: shard.into(),
         })
@@ -176,11 +207,13 @@ async fn watch_shard(store: Store, stop: Arc<AtomicBool>) -> Result<Vec<Span>, a
     Ok(slow)
 }
 
-/// Sleeps, and sees by how much too long; and how long the shards' threads waited for a core.
-fn watch_machine(stop: &AtomicBool) -> Vec<Span> {
+/// Sleeps, and sees by how much too long, how long the shards' threads waited for a core, and (the
+/// second list) when one of them waited for the disk inside of a system call.
+fn watch_machine(stop: &AtomicBool) -> (Vec<Span>, Vec<Span>) {
     let threads = shard_threads();
     let mut waited = queued_for(&threads);
-    let mut slow = Vec::new();
+    let (mut slow, mut blocked) = (Vec::new(), Vec::new());
+    let mut blocked_since = None;
     while !stop.load(Ordering::Relaxed) {
         let from = Instant::now();
         thread::sleep(INTERVAL);
@@ -191,30 +224,52 @@ fn watch_machine(stop: &AtomicBool) -> Vec<Span> {
         let longer = now.saturating_sub(waited);
         note(&mut slow, to.checked_sub(longer).unwrap_or(to), longer);
         waited = now;
+        // Seen at two looks or more: it was so in between, or nearly.
+        match (
+            threads.iter().any(|thread| is_blocked(thread)),
+            blocked_since,
+        ) {
+            (true, None) => blocked_since = Some(from),
+            (false, Some(since)) => {
+                note(&mut blocked, since, to - since);
+                blocked_since = None;
+            }
+            _ => {}
+        }
     }
-    slow
+    (slow, blocked)
 }
 
-/// Where the kernel tells about the scheduling of the shards' threads.
+/// Where the kernel tells about the shards' threads.
 fn shard_threads() -> Vec<PathBuf> {
     let tasks = fs::read_dir("/proc/self/task").into_iter().flatten();
     let tasks = tasks.flatten().map(|task| task.path());
     let is_shard = |task: &PathBuf| {
-        let name = fs::read_to_string(task.join("comm"));
-        name.is_ok_and(|name| name.starts_with("alluvium-"))
+        let name = fs::read_to_string(task.join("comm")).unwrap_or_default();
+        let index = name.trim().strip_prefix("alluvium-");
+        // The threads that wait in a shard's place have longer names.
+        index.is_some_and(|index| index.parse::<usize>().is_ok())
     };
-    let shards = tasks.filter(is_shard);
-    shards.map(|task| task.join("schedstat")).collect()
+    tasks.filter(is_shard).collect()
 }
 
 /// How long these threads have been ready to run and had no core, in all; zero where the kernel
 /// does not count it.
 fn queued_for(threads: &[PathBuf]) -> Duration {
     let second = |text: String| text.split_whitespace().nth(1)?.parse::<u64>().ok();
-    let nanos = threads
-        .iter()
-        .filter_map(|path| fs::read_to_string(path).ok().and_then(second));
+    let nanos = threads.iter().filter_map(|thread| {
+        let text = fs::read_to_string(thread.join("schedstat"));
+        text.ok().and_then(second)
+    });
     Duration::from_nanos(nanos.sum())
+}
+
+/// Whether a thread is in a sleep that no signal ends: it waits for a device.
+fn is_blocked(thread: &Path) -> bool {
+    let stat = fs::read_to_string(thread.join("stat")).unwrap_or_default();
+    // The name in front of it is in parentheses, and may hold any.
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    state.is_some_and(|state| state.starts_with('D'))
 }
 
 /// Takes note of what took so long, if it was slow.

@@ -3,29 +3,36 @@
 //! A reader who catches up asks for as much as it may read ahead. All of it at once would fill the
 //! device's queue, and an append wait behind it. So a shard's reads take turns: while the disk has
 //! an append of the shard (or what appends wait for: a sync, a roll, a change of a log's shape), it
-//! gets one unit of reading beside it, which reaches most of the bandwidth; without, it gets eight.
-//! A unit is [`read_chunk_bytes`](crate::StoreConfig::read_chunk_bytes) in one piece, or up to eight
-//! reads that are small.
+//! gets one unit of reading beside it, which reaches most of the bandwidth; when it has had none for
+//! a while, it gets eight. A gap between two appends is no rest: what is let in there, the next one
+//! waits for. A unit is [`read_chunk_bytes`](crate::StoreConfig::read_chunk_bytes) in one piece, or
+//! up to eight reads that are small.
 //!
 //! Turns are taken in the order of arrival. Who is dropped while it waits has no turn.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::fmt;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 /// Parts of a unit; the smallest read takes one.
 const PARTS: usize = 8;
-/// Units that the disk gets when it has no append.
+/// Units that the disk gets when it has had no append for [`REST`].
 const UNITS_AT_REST: usize = 8;
+/// How long appends have to stay away until their store counts as at rest.
+const REST: Duration = Duration::from_millis(5);
 
 /// Lets the reads of a shard to the disk.
-#[derive(Debug)]
 pub(super) struct ReadGate {
     unit_bytes: usize,
+    clock: Box<dyn Fn() -> Duration>,
     /// Appends, and what they wait for, that the disk has at this moment.
     appends: Cell<usize>,
+    /// When there was the last one.
+    last_append: Cell<Option<Duration>>,
     /// Parts that are taken.
     taken: Cell<usize>,
     waiting: RefCell<VecDeque<Rc<Place>>>,
@@ -51,11 +58,13 @@ pub(super) struct Turn<'a> {
 }
 
 impl ReadGate {
-    /// A gate for reads of mostly `unit_bytes`.
-    pub(super) fn new(unit_bytes: usize) -> Self {
+    /// A gate for reads of mostly `unit_bytes`, on a clock that does not go back.
+    pub(super) fn new(unit_bytes: usize, clock: impl Fn() -> Duration + 'static) -> Self {
         Self {
             unit_bytes: unit_bytes.max(1),
+            clock: Box::new(clock),
             appends: Cell::new(0),
+            last_append: Cell::new(None),
             taken: Cell::new(0),
             waiting: RefCell::default(),
         }
@@ -89,15 +98,17 @@ impl ReadGate {
     }
 
     fn has_room(&self, parts: usize) -> bool {
-        let units = if self.appends.get() > 0 {
-            1
-        } else {
-            UNITS_AT_REST
-        };
-        self.taken.get() + parts <= units * PARTS
+        let taken = self.taken.get();
+        taken + parts <= PARTS || (taken + parts <= UNITS_AT_REST * PARTS && self.is_at_rest())
     }
 
-    /// Lets in who may, from the front of the queue.
+    fn is_at_rest(&self) -> bool {
+        let recent = |last| (self.clock)().saturating_sub(last) < REST;
+        self.appends.get() == 0 && !self.last_append.get().is_some_and(recent)
+    }
+
+    /// Lets in who may, from the front of the queue. Whoever waits, waits for a turn that ends: so
+    /// the end of each is moment enough to look whether appends are at rest.
     fn admit(&self) {
         loop {
             let next = {
@@ -156,7 +167,17 @@ impl Drop for Waiting<'_> {
 impl Drop for Appending<'_> {
     fn drop(&mut self) {
         self.0.appends.set(self.0.appends.get().saturating_sub(1));
-        self.0.admit();
+        self.0.last_append.set(Some((self.0.clock)()));
+    }
+}
+
+impl fmt::Debug for ReadGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadGate")
+            .field("appends", &self.appends)
+            .field("taken", &self.taken)
+            .field("waiting", &self.waiting.borrow().len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -174,9 +195,16 @@ mod tests {
 
     const UNIT: usize = 1 << 20;
 
+    /// A gate, and its clock.
+    fn gate() -> (ReadGate, Rc<Cell<Duration>>) {
+        let now = Rc::new(Cell::new(Duration::from_secs(1)));
+        let clock = Rc::clone(&now);
+        (ReadGate::new(UNIT, move || clock.get()), now)
+    }
+
     #[test]
     fn one_unit_beside_appends_and_eight_at_rest() {
-        let gate = ReadGate::new(UNIT);
+        let (gate, now) = gate();
         let reads = |len, wanted| {
             let mut turns = Vec::new();
             while let Some(turn) = gate.turn(len).now_or_never() {
@@ -194,13 +222,16 @@ mod tests {
         reads(UNIT / 8 + 1, 4);
         reads(4096, 8);
         drop(append);
+        // A gap is no rest.
+        reads(UNIT, 1);
+        now.set(now.get() + REST);
         reads(UNIT, 8);
         assert_eq!((gate.taken.get(), gate.appends.get()), (0, 0));
     }
 
     #[test]
-    fn in_order_of_arrival_and_on_when_appends_end() {
-        let gate = ReadGate::new(UNIT);
+    fn in_order_of_arrival_and_on_when_appends_stay_away() {
+        let (gate, now) = gate();
         let append = gate.appending();
         let first = gate.turn(UNIT).now_or_never();
         let mut large = Box::pin(gate.turn(UNIT));
@@ -211,15 +242,22 @@ mod tests {
         assert!(small.as_mut().now_or_never().is_none(), "it came later");
         let second = large.as_mut().now_or_never();
         assert!(second.is_some());
+        let mut last = Box::pin(gate.turn(UNIT));
+        assert!(last.as_mut().now_or_never().is_none());
         drop(append);
-        assert!(small.as_mut().now_or_never().is_some());
-        drop((second, large, small));
+        now.set(now.get() + REST);
+        assert!(small.as_mut().now_or_never().is_none(), "nothing has ended");
+        drop(second);
+        // Both at once: there is room for eight units again.
+        let (small, last) = (small.now_or_never(), last.now_or_never());
+        assert!(small.is_some() && last.is_some());
+        drop((large, small, last));
         assert_eq!(gate.taken.get(), 0);
     }
 
     #[test]
     fn who_is_dropped_takes_no_turn() {
-        let gate = ReadGate::new(UNIT);
+        let (gate, _) = gate();
         let _append = gate.appending();
         let first = gate.turn(UNIT).now_or_never();
         let mut admitted = Box::pin(gate.turn(UNIT));

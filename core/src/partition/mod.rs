@@ -72,12 +72,13 @@ pub(crate) struct ShardContext<B: IoBackend> {
 impl<B: IoBackend> ShardContext<B> {
     /// The context of a shard whose reads come in units of `read_unit_bytes`.
     pub(crate) fn new(backend: Rc<B>, read_unit_bytes: usize) -> Self {
+        let clock = Rc::clone(&backend);
         Self {
             backend,
             unsealed: RefCell::default(),
             tick: LocalNotify::default(),
             name_work: Rc::default(),
-            gate: ReadGate::new(read_unit_bytes),
+            gate: ReadGate::new(read_unit_bytes, move || clock.now()),
             partitions: std::cell::Cell::new(0),
             sharers: RefCell::default(),
             stats: crate::metrics::ShardCounters::default(),
