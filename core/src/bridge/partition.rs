@@ -109,7 +109,7 @@ impl Partition {
             Replies { placed: None, done },
             permit,
         )?;
-        self.inner.mailbox.answer(answer).await
+        Ok(self.inner.mailbox.answer(answer).await?.appended)
     }
 
     /// The first of two steps: returns as soon as offsets are assigned. The batch can be read with
@@ -131,7 +131,7 @@ impl Partition {
         };
         self.submit(batch, options.into(), replies, permit)?;
         let mailbox = self.inner.mailbox.clone();
-        let placed = mailbox.answer(placed_answer).await?;
+        let placed = mailbox.answer(placed_answer).await?.appended;
         Ok(PendingAppend::new(placed, done_answer, mailbox))
     }
 
@@ -159,7 +159,7 @@ impl Partition {
         let mailbox = self.inner.mailbox.clone();
         Ok(async move {
             sent?;
-            mailbox.answer(answer).await
+            Ok(mailbox.answer(answer).await?.appended)
         })
     }
 

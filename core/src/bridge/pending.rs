@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::Mailbox;
 use crate::error::{Error, Result};
 use crate::format::Batch;
-use crate::partition::{Ack, Appended};
+use crate::partition::{Ack, Appended, Settled};
 
 /// How an append is done. An [`Ack`] alone converts into it.
 ///
@@ -54,14 +54,14 @@ impl From<Ack> for AppendOptions {
 #[must_use = "the batch is not acknowledged before `acknowledged` returns"]
 pub struct PendingAppend {
     placed: Appended,
-    done: oneshot::Receiver<Result<Appended>>,
+    done: oneshot::Receiver<Result<Settled>>,
     mailbox: Mailbox,
 }
 
 impl PendingAppend {
     pub(super) fn new(
         placed: Appended,
-        done: oneshot::Receiver<Result<Appended>>,
+        done: oneshot::Receiver<Result<Settled>>,
         mailbox: Mailbox,
     ) -> Self {
         Self {
@@ -86,7 +86,7 @@ impl PendingAppend {
     /// # Errors
     /// [`Error::OutcomeUnknown`] when the write failed.
     pub async fn acknowledged(self) -> Result<Appended> {
-        self.mailbox.answer(self.done).await
+        Ok(self.mailbox.answer(self.done).await?.appended)
     }
 }
 

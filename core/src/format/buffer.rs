@@ -22,6 +22,13 @@ pub(super) enum BatchBuf {
     Aligned(AlignedBuf),
 }
 
+impl Default for BatchBuf {
+    /// An empty buffer; nothing is allocated.
+    fn default() -> Self {
+        Self::Heap(Vec::new())
+    }
+}
+
 impl BatchBuf {
     /// An empty buffer with room for `capacity` bytes.
     pub(super) fn with_capacity(capacity: usize) -> Self {

@@ -28,7 +28,7 @@ use crate::io::AlignedBuf;
 /// ```
 #[derive(Debug)]
 pub struct BatchBuilder {
-    /// Room for the header, then the records so far.
+    /// Empty, or room for the header and then the records so far.
     buf: BatchBuf,
     record_count: u32,
     stamps: Stamps,
@@ -66,14 +66,14 @@ impl Default for BatchBuilder {
 impl BatchBuilder {
     /// An empty builder.
     pub fn new() -> Self {
-        Self::with_capacity(0)
+        Self::new_in(BatchBuf::default())
     }
 
     /// An empty builder with room for `bytes` of encoded records.
     pub fn with_capacity(bytes: usize) -> Self {
-        Self::new_in(BatchBuf::with_capacity(
-            bytes.saturating_add(BATCH_HEADER_LEN),
-        ))
+        let mut builder = Self::new();
+        builder.reserve(bytes);
+        builder
     }
 
     /// An empty builder that encodes into `buf`, for example one from a pool. What the buffer
@@ -83,9 +83,9 @@ impl BatchBuilder {
         Self::new_in(BatchBuf::Aligned(buf))
     }
 
-    /// Starts in an empty buffer.
-    fn new_in(mut buf: BatchBuf) -> Self {
-        buf.extend_from_slice(&[0; BATCH_HEADER_LEN]);
+    /// Starts in an empty buffer. Room for the header is made together with that for records: memory
+    /// that grows is asked for twice.
+    fn new_in(buf: BatchBuf) -> Self {
         Self {
             buf,
             record_count: 0,
@@ -112,12 +112,17 @@ impl BatchBuilder {
 
     /// Makes room for `bytes` more of encoded records.
     pub fn reserve(&mut self, bytes: usize) {
-        self.buf.reserve(bytes);
+        if self.buf.len() == 0 {
+            self.buf.reserve(bytes.saturating_add(BATCH_HEADER_LEN));
+            self.buf.extend_from_slice(&[0; BATCH_HEADER_LEN]);
+        } else {
+            self.buf.reserve(bytes);
+        }
     }
 
     /// Bytes that header and records take so far.
     pub fn len_bytes(&self) -> usize {
-        self.buf.len()
+        self.buf.len().max(BATCH_HEADER_LEN)
     }
 
     /// Number of records so far.
@@ -191,7 +196,7 @@ impl BatchBuilder {
             });
         }
         let total = varint_len(len as u64) + len;
-        let body_len = self.buf.len() - BATCH_HEADER_LEN + total;
+        let body_len = self.len_bytes() - BATCH_HEADER_LEN + total;
         if body_len > BATCH_BODY_LEN_MAX {
             return Err(EncodeError::BatchTooLarge {
                 len: body_len,
@@ -199,7 +204,7 @@ impl BatchBuilder {
             });
         }
 
-        self.buf.reserve(total);
+        self.reserve(total);
         let before = self.buf.len();
         let mut head = [0; 2 * VARINT_LEN_MAX + 1];
         let mut put = Put::new(&mut head);
@@ -381,13 +386,12 @@ impl Batch {
         let mut values = values.into_iter();
         let mut builder = BatchBuilder::new();
         if let Some(first) = values.next() {
-            builder.push_value(first.as_ref())?;
-            // Most batches are of records alike: then this is the only growth.
-            let each = builder.len_bytes() - BATCH_HEADER_LEN;
-            builder.reserve(
-                each.saturating_mul(values.size_hint().0)
-                    .min(BATCH_BODY_LEN_MAX),
-            );
+            // Most batches are of records alike: then this is the only allocation.
+            let first = first.as_ref();
+            let each = field_len(first).saturating_add(2);
+            let all = each.saturating_mul(values.size_hint().0.saturating_add(1));
+            builder.reserve(all.min(BATCH_BODY_LEN_MAX));
+            builder.push_value(first)?;
         }
         for value in values {
             builder.push_value(value.as_ref())?;
@@ -496,6 +500,14 @@ impl Batch {
     /// ones are copied.
     pub fn into_buf(self) -> AlignedBuf {
         self.buf.into_aligned()
+    }
+
+    /// Its memory, if that is the allocator's.
+    pub(crate) fn into_heap(self) -> Vec<u8> {
+        match self.buf {
+            BatchBuf::Heap(bytes) => bytes,
+            BatchBuf::Aligned(_) => Vec::new(),
+        }
     }
 
     fn with_body(bytes: &[u8]) -> BatchBuf {

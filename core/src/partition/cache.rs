@@ -149,10 +149,12 @@ impl TailCache {
         if let Some(held) = cut.filter(|h| h.chunk.base_offset() < end) {
             for group in held.chunk.groups() {
                 let mut group = group.clone();
-                group.batches.retain(|b| b.base_offset < end);
-                if let Some(last) = group.batches.last_mut() {
-                    last.end_offset = last.end_offset.min(end);
-                }
+                let kept = group.batches.iter().filter(|b| b.base_offset < end);
+                let clipped = kept.map(|b| PlacedBatch {
+                    end_offset: b.end_offset.min(end),
+                    ..*b
+                });
+                group.batches = clipped.collect();
                 self.add(group);
             }
         }
@@ -211,7 +213,7 @@ mod tests {
             held_bytes: bytes.len(),
             bytes: bytes.into(),
             position: 0,
-            batches,
+            batches: batches.into(),
         }
     }
 

@@ -357,9 +357,9 @@ impl<B: IoBackend> Partition<B> {
 
     fn settle_waiter(&self, state: &mut State<B::File>, waiter: Waiter) {
         match waiter.kind {
-            WaiterKind::Append(appended, reply) => {
-                self.shard.stats.acknowledged(appended.count);
-                answer(reply, Ok(appended));
+            WaiterKind::Append(settled, reply) => {
+                self.shard.stats.acknowledged(settled.appended.count);
+                answer(reply, Ok(settled));
             }
             WaiterKind::Sync(end, reply) => answer(reply, Ok(end)),
             WaiterKind::Trim(to, reply) => {

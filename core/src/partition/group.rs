@@ -3,7 +3,9 @@
 use std::rc::Rc;
 
 use super::request::{Waiter, WaiterKind};
-use super::{Ack, AppendRequest, Appended, Mode, Partition, Permit, Request, State, answer};
+use super::{
+    Ack, AppendRequest, Appended, Mode, Partition, Permit, Replies, Request, Settled, State, answer,
+};
 use crate::commit::GroupId;
 use crate::error::Error;
 use crate::format::{BATCH_HEADER_LEN, Batch, Control, ControlReason};
@@ -17,6 +19,42 @@ pub(super) const RESERVATION: u64 = 1 << 16;
 
 /// Encoded length of a control batch.
 pub(super) const CONTROL_BATCH_LEN: usize = BATCH_HEADER_LEN + Control::LEN;
+
+/// Most memory of a batch, in bytes, that goes back to its caller with the answer. More is freed when it
+/// has been copied: it would be held twice until the disk has the batch.
+const SPENT_BYTES_MAX: usize = 4096;
+
+/// Appends that are kept room for from one group to the next.
+const FORMING_ROOM: usize = 256;
+
+/// The appends of a group that is being formed: batches, and who waits for them. A shard forms one
+/// group at a time and keeps the room, so that no group allocates it again.
+#[derive(Debug, Default)]
+pub(super) struct Forming {
+    batches: Vec<Batch>,
+    waiting: Vec<(Ack, Replies, Permit)>,
+}
+
+impl Forming {
+    fn push(&mut self, append: AppendRequest) {
+        self.batches.push(append.batch);
+        let waiting = (append.level, append.replies, append.permit);
+        self.waiting.push(waiting);
+    }
+
+    fn levels(&self) -> impl Iterator<Item = Ack> {
+        self.waiting.iter().map(|(level, ..)| *level)
+    }
+
+    /// The same, empty, with room for the next group.
+    fn emptied(mut self) -> Self {
+        self.batches.clear();
+        self.batches.shrink_to(FORMING_ROOM);
+        self.waiting.clear();
+        self.waiting.shrink_to(FORMING_ROOM);
+        self
+    }
+}
 
 /// A group that has its place and is to be written now.
 #[derive(Debug)]
@@ -47,7 +85,7 @@ impl<B: IoBackend> Partition<B> {
         let room = usize::try_from(active.data_room()).unwrap_or(usize::MAX);
         let limit = room.min(config.group_bytes_max as usize);
         let padded = |len| active.padded(len);
-        let mut taken: Vec<AppendRequest> = Vec::new();
+        let mut forming = self.shard.forming.take();
         let mut len = CONTROL_BATCH_LEN;
         let mut next_offset = state.offsets.log_end();
         let mut full = false;
@@ -71,65 +109,65 @@ impl<B: IoBackend> Partition<B> {
             }
             next_offset += u64::from(append.batch.record_count());
             len = with_front;
-            taken.push(append);
+            forming.push(append);
         }
-        if taken.is_empty() {
-            return if full {
-                Formed::NeedsRoll
-            } else {
-                Formed::Nothing
-            };
-        }
-        Formed::Write(self.place(state, taken, next_offset))
+        let formed = if !forming.batches.is_empty() {
+            Formed::Write(self.place(state, &mut forming, next_offset))
+        } else if full {
+            Formed::NeedsRoll
+        } else {
+            Formed::Nothing
+        };
+        self.shard.forming.replace(forming.emptied());
+        formed
     }
 
-    fn place(
-        &self,
-        state: &mut State<B::File>,
-        appends: Vec<AppendRequest>,
-        end: u64,
-    ) -> Write<B::File> {
-        let weak = appends.iter().any(|a| a.level < Ack::Durable);
+    fn place(&self, state: &mut State<B::File>, forming: &mut Forming, end: u64) -> Write<B::File> {
+        let weak = forming.levels().any(|level| level < Ack::Durable);
         let reserve =
             (weak && end + RESERVATION / 2 > state.reserved_placed).then(|| end + RESERVATION);
         // Weak acknowledgements wait for the reservation that covers them.
         let covered = end <= state.reserved_durable;
-        let durable = reserve.is_some() || appends.iter().any(|a| a.level == Ack::Durable);
+        let durable = reserve.is_some() || forming.levels().any(|level| level == Ack::Durable);
         let durability = if durable || (weak && !covered) {
             Durability::Durable
         } else {
             Durability::Written
         };
-        let mut batches = Vec::with_capacity(appends.len() + 1);
+        let Forming { batches, waiting } = forming;
         if let Some(reserved_end) = reserve {
             state.reserved_placed = reserved_end;
-            batches.push(state.control(ControlReason::Reserve, reserved_end));
-        }
-        let mut waiters = Vec::with_capacity(appends.len());
-        for append in appends {
-            batches.push(append.batch);
-            let level = append.level;
-            waiters.push((level, append.replies, append.permit));
+            batches.insert(0, state.control(ControlReason::Reserve, reserved_end));
         }
         let controls = usize::from(reserve.is_some());
         let write = self.place_batches(state, batches, durability);
         let placed = write.group.batches.get(controls..).unwrap_or_default();
-        for ((level, replies, permit), placed) in waiters.into_iter().zip(placed) {
+        let mut spent = batches.drain(..).skip(controls);
+        for ((level, replies, permit), placed) in waiting.drain(..).zip(placed) {
             let count = u32::try_from(placed.end_offset - placed.base_offset).unwrap_or(u32::MAX);
             let appended = Appended {
                 base_offset: placed.base_offset,
                 count,
                 level,
             };
+            let memory = spent.next().map(Batch::into_heap);
+            let mut spent = memory
+                .filter(|m| m.capacity() <= SPENT_BYTES_MAX)
+                .unwrap_or_default();
             if let Some(reply) = replies.placed {
-                answer(
-                    reply,
-                    Ok(Appended {
+                let placed = Settled {
+                    appended: Appended {
                         level: Ack::Accepted,
                         ..appended
-                    }),
-                );
+                    },
+                    _spent: std::mem::take(&mut spent),
+                };
+                answer(reply, Ok(placed));
             }
+            let settled = Settled {
+                appended,
+                _spent: spent,
+            };
             let at = state.placed.count;
             let wait = |durable: bool, kind| {
                 let waiter = Waiter {
@@ -147,11 +185,11 @@ impl<B: IoBackend> Partition<B> {
             match level {
                 Ack::Accepted if covered => {
                     self.shard.stats.acknowledged(appended.count);
-                    answer(replies.done, Ok(appended));
+                    answer(replies.done, Ok(settled));
                     wait(false, WaiterKind::Nobody);
                 }
-                Ack::Written if covered => wait(false, WaiterKind::Append(appended, replies.done)),
-                _ => wait(true, WaiterKind::Append(appended, replies.done)),
+                Ack::Written if covered => wait(false, WaiterKind::Append(settled, replies.done)),
+                _ => wait(true, WaiterKind::Append(settled, replies.done)),
             }
         }
         if let Some(reserved_end) = reserve {
@@ -172,7 +210,7 @@ impl<B: IoBackend> Partition<B> {
 
     /// Places a group of one control batch.
     pub(super) fn place_control(&self, state: &mut State<B::File>, batch: Batch) -> Write<B::File> {
-        let write = self.place_batches(state, vec![batch], Durability::Durable);
+        let write = self.place_batches(state, &mut vec![batch], Durability::Durable);
         state.durable_wanted = state.placed.count;
         write
     }
@@ -187,11 +225,12 @@ impl<B: IoBackend> Partition<B> {
         write
     }
 
-    /// Gives batches their place in the active segment, as one group.
+    /// Gives batches their place in the active segment, as one group. Those that were copied for it
+    /// stay in `batches`.
     fn place_batches(
         &self,
         state: &mut State<B::File>,
-        batches: Vec<Batch>,
+        batches: &mut Vec<Batch>,
         durability: Durability,
     ) -> Write<B::File> {
         let count = batches.len();

@@ -39,10 +39,11 @@ pub use read::{Fetched, ReadLimits, Visibility};
 pub use request::{Ack, Appended};
 pub(crate) use tail::{Tail, TailRead};
 
-pub(crate) use request::{AppendRequest, Change, Permit, Replies, Reply, Request};
+pub(crate) use request::{AppendRequest, Change, Permit, Replies, Reply, Request, Settled};
 
 use cache::TailCache;
 use gate::ReadGate;
+use group::Forming;
 use request::Waiter;
 
 use crate::commit::{Mark, Pipeline};
@@ -62,6 +63,8 @@ pub(crate) struct ShardContext<B: IoBackend> {
     /// See [`NameWork`].
     name_work: Rc<NameCount>,
     gate: ReadGate,
+    /// See [`Forming`]; taken out while a group is formed.
+    forming: RefCell<Forming>,
     /// Partitions on this shard: they share the budget of the tail cache.
     pub(crate) partitions: std::cell::Cell<usize>,
     /// The same, to take memory from those that are at rest when the budget is shared by more.
@@ -79,6 +82,7 @@ impl<B: IoBackend> ShardContext<B> {
             tick: LocalNotify::default(),
             name_work: Rc::default(),
             gate: ReadGate::new(read_unit_bytes, move || clock.now()),
+            forming: RefCell::default(),
             partitions: std::cell::Cell::new(0),
             sharers: RefCell::default(),
             stats: crate::metrics::ShardCounters::default(),

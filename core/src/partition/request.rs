@@ -43,6 +43,17 @@ impl Appended {
     }
 }
 
+/// The answer to an append, and memory that the shard needs no more: it goes back to the thread that
+/// took it. Allocators keep what one thread allocates and another frees behind a lock, and whoever
+/// holds that lock may lose its core; the shard must not wait for it.
+///
+/// It comes with the first answer, so that an append that nobody awaits to its end keeps nothing.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    pub(crate) appended: Appended,
+    pub(super) _spent: Vec<u8>,
+}
+
 /// Where an answer goes.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
 
@@ -58,9 +69,9 @@ pub(crate) struct Permit {
 #[derive(Debug)]
 pub(crate) struct Replies {
     /// Told as soon as offsets are assigned, provisionally, whatever the level.
-    pub(crate) placed: Option<Reply<Appended>>,
+    pub(crate) placed: Option<Reply<Settled>>,
     /// Told when the level is reached.
-    pub(crate) done: Reply<Appended>,
+    pub(crate) done: Reply<Settled>,
 }
 
 impl Replies {
@@ -154,7 +165,7 @@ pub(super) struct Waiter {
 /// What the waiter is told.
 #[derive(Debug)]
 pub(super) enum WaiterKind {
-    Append(Appended, Reply<Appended>),
+    Append(Settled, Reply<Settled>),
     Sync(u64, Reply<u64>),
     /// A trim to this offset: it takes effect when its control batch is durable.
     Trim(u64, Option<Reply<()>>),

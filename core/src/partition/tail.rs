@@ -132,7 +132,7 @@ impl Snapshot {
         let mut found = Vec::new();
         let mut bytes = 0;
         for group in groups {
-            for placed in &group.batches {
+            for placed in group.batches.iter() {
                 // A batch that a truncation has cut through ends where it was cut; one without
                 // records is a note of the log to itself.
                 if placed.end_offset <= from || placed.end_offset == placed.base_offset {

@@ -1,6 +1,7 @@
 //! The write cursor of the active segment: it turns batches into an aligned group.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -25,7 +26,7 @@ pub(crate) struct PlacedBatch {
 pub(crate) struct PlacedGroup {
     pub(crate) bytes: Bytes,
     pub(crate) position: u64,
-    pub(crate) batches: Vec<PlacedBatch>,
+    pub(crate) batches: Arc<[PlacedBatch]>,
     /// Bytes of memory that `bytes` keeps, which may be more than its length.
     pub(crate) held_bytes: usize,
 }
@@ -99,17 +100,18 @@ impl<F: IoFile> ActiveSegment<F> {
         len.next_multiple_of(self.segment.header.alignment as usize)
     }
 
-    /// Gives the batches their places, offsets and links, and lays them out as one write.
+    /// Gives the batches their places, offsets and links, and lays them out as one write. Those that
+    /// were copied for it stay in `batches`.
     ///
     /// The caller has made sure that they fit.
     pub(crate) fn place(
         &mut self,
         pool: &BufPool,
-        batches: Vec<Batch>,
+        batches: &mut Vec<Batch>,
         context: GroupContext,
     ) -> PlacedGroup {
         let group = self.lay_out(pool, batches, context);
-        for batch in &group.batches {
+        for batch in group.batches.iter() {
             let position = group.position + batch.start as u64;
             self.segment
                 .with_index(|index| index.push(batch.base_offset, position, batch.newest));
@@ -130,13 +132,13 @@ impl<F: IoFile> ActiveSegment<F> {
         seal: Batch,
         context: GroupContext,
     ) -> PlacedGroup {
-        self.lay_out(pool, vec![seal], context)
+        self.lay_out(pool, &mut vec![seal], context)
     }
 
     fn lay_out(
         &mut self,
         pool: &BufPool,
-        mut batches: Vec<Batch>,
+        batches: &mut Vec<Batch>,
         context: GroupContext,
     ) -> PlacedGroup {
         let header = &self.segment.header;
@@ -144,9 +146,8 @@ impl<F: IoFile> ActiveSegment<F> {
         let position = self.next_position;
         let count = batches.len();
         let mut offset = context.next_offset;
-        let mut placed = Vec::with_capacity(count);
         let mut start = 0;
-        for (i, batch) in batches.iter_mut().enumerate() {
+        let placed = batches.iter_mut().enumerate().map(|(i, batch)| {
             self.link = batch.place(&Placement {
                 identity: header.identity,
                 partition: header.partition,
@@ -163,21 +164,23 @@ impl<F: IoFile> ActiveSegment<F> {
             offset += u64::from(batch.record_count());
             self.next_sequence = self.next_sequence.wrapping_add(1);
             let newest = batch.max_timestamp(context.append_time_ms);
-            placed.push(PlacedBatch {
+            let placed = PlacedBatch {
                 base_offset,
                 end_offset: offset,
                 start,
                 newest: newest_record(batch.record_count(), newest),
-            });
+            };
             start += batch.encoded_len();
-        }
+            placed
+        });
+        let placed: Arc<[PlacedBatch]> = placed.collect();
         // A large batch alone in its group is written from where its caller encoded it.
         let alone = batches.pop_if(|batch| count == 1 && batch.is_aligned());
         let mut buf = if let Some(alone) = alone {
             alone.into_buf()
         } else {
             let mut buf = pool.take(start.next_multiple_of(alignment));
-            for batch in &batches {
+            for batch in batches.iter() {
                 buf.extend_from_slice(batch.bytes());
             }
             buf
