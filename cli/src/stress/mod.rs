@@ -7,8 +7,8 @@
 //!   the engine while its thread was there to see them end; that thread, held by the disk inside of
 //!   a system call (a kernel that finds a durable write done when it has handed it over flushes
 //!   the device right there);
-//! * the machine's: a thread that only sleeps, and the kernel's count of how long the shard waited
-//!   for a core;
+//! * the machine's: on each core a thread that only sleeps, in front of all others if it may be
+//!   (root), and the kernel's count of how long the shard waited for a core;
 //! * the store's own is what nobody has seen.
 //!
 //! Without producers there are no witnesses either: what is seen then is what an open store costs

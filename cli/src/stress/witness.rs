@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use alluvium::Store;
 use alluvium::backends::layer::Layer;
 use alluvium::io::AlignedBuf;
+use rustix::process::setpriority_process;
+use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
 
 use super::PAUSE;
 use super::spans::{Seen, Span};
@@ -118,7 +120,8 @@ impl Layer for StoreTimes {
 pub(super) struct Witnesses {
     stop: Stop,
     disk: JoinHandle<io::Result<Vec<Span>>>,
-    machine: JoinHandle<(Vec<Span>, Vec<Span>)>,
+    cores: Vec<JoinHandle<Vec<Span>>>,
+    threads: JoinHandle<ShardThreads>,
     shard: tokio::task::JoinHandle<Result<Vec<Span>, alluvium::Error>>,
     store: StoreTimes,
 }
@@ -140,10 +143,15 @@ impl Witnesses {
         let file = create(path).map_err(Failure::io("create", path))?;
         let stop = Stop(Arc::default());
         let stopped = || Arc::clone(&stop.0);
-        let (disk, machine, shard) = (stopped(), stopped(), stopped());
+        let (disk, threads, shard) = (stopped(), stopped(), stopped());
+        let core = |core| {
+            let stop = stopped();
+            thread::spawn(move || watch_core(core, &stop))
+        };
         Ok(Self {
             disk: thread::spawn(move || watch_disk(&file, &disk)),
-            machine: thread::spawn(move || watch_machine(&machine)),
+            cores: allowed_cores().map(core).collect(),
+            threads: thread::spawn(move || watch_threads(&threads)),
             shard: tokio::spawn(watch_shard(store.clone(), shard)),
             store: times,
             stop,
@@ -155,16 +163,20 @@ impl Witnesses {
         drop(self.stop);
         let died = || Failure::Other("a witness of the pauses died".to_owned());
         let shard = self.shard.await.map_err(|_| died())??;
-        // Both look whether they are to end after at most one write or one sleep.
+        // They look whether they are to end after at most one write or one sleep.
         let disk = self.disk.join().map_err(|_| died())?;
         let disk = disk.map_err(|e| Failure::Other(format!("the disk's witness: {e}")))?;
-        let (machine, blocked) = self.machine.join().map_err(|_| died())?;
+        let threads = self.threads.join().map_err(|_| died())?;
+        let mut machine = threads.queued;
+        for core in self.cores {
+            machine.extend(core.join().map_err(|_| died())?);
+        }
         let slow = &self.store.slow;
         let mut store = slow.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Seen {
             disk: disk.into(),
             store: std::mem::take(&mut *store).into(),
-            blocked: blocked.into(),
+            blocked: threads.blocked.into(),
             machine: machine.into(),
             shard: shard.into(),
         })
@@ -207,22 +219,53 @@ async fn watch_shard(store: Store, stop: Arc<AtomicBool>) -> Result<Vec<Span>, a
     Ok(slow)
 }
 
-/// Sleeps, and sees by how much too long, how long the shards' threads waited for a core, and (the
-/// second list) when one of them waited for the disk inside of a system call.
-fn watch_machine(stop: &AtomicBool) -> (Vec<Span>, Vec<Span>) {
-    let threads = shard_threads();
-    let mut waited = queued_for(&threads);
-    let (mut slow, mut blocked) = (Vec::new(), Vec::new());
-    let mut blocked_since = None;
+/// The cores that this process may use.
+fn allowed_cores() -> impl Iterator<Item = usize> {
+    let allowed = sched_getaffinity(None).unwrap_or_default();
+    (0..CpuSet::MAX_CPU).filter(move |core| allowed.is_set(*core))
+}
+
+/// Sleeps on one core, and sees by how much too long: a core that stands still is one that the
+/// machine below, if this is a virtual one, has given to somebody else. Goes in front of all other
+/// threads on it where it may, so that it is not they who keep it.
+fn watch_core(core: usize, stop: &AtomicBool) -> Vec<Span> {
+    let mut only = CpuSet::new();
+    only.set(core);
+    // Elsewhere, or in the order of all threads, it is still a witness of the machine.
+    sched_setaffinity(None, &only).ok();
+    setpriority_process(Some(gettid()), -20).ok();
+    let mut slow = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let from = Instant::now();
         thread::sleep(INTERVAL);
         let late = from.elapsed().saturating_sub(INTERVAL);
         note(&mut slow, from + INTERVAL, late);
+    }
+    slow
+}
+
+/// When the shards' threads could not go on.
+#[derive(Debug, Default)]
+struct ShardThreads {
+    /// For want of a core.
+    queued: Vec<Span>,
+    /// Waiting for the disk inside of a system call.
+    blocked: Vec<Span>,
+}
+
+fn watch_threads(stop: &AtomicBool) -> ShardThreads {
+    let threads = shard_threads();
+    let mut waited = queued_for(&threads);
+    let mut seen = ShardThreads::default();
+    let mut blocked_since = None;
+    while !stop.load(Ordering::Relaxed) {
+        let from = Instant::now();
+        thread::sleep(INTERVAL);
         let now = queued_for(&threads);
         let to = Instant::now();
         let longer = now.saturating_sub(waited);
-        note(&mut slow, to.checked_sub(longer).unwrap_or(to), longer);
+        let since = to.checked_sub(longer).unwrap_or(to);
+        note(&mut seen.queued, since, longer);
         waited = now;
         // Seen at two looks or more: it was so in between, or nearly.
         match (
@@ -231,13 +274,13 @@ fn watch_machine(stop: &AtomicBool) -> (Vec<Span>, Vec<Span>) {
         ) {
             (true, None) => blocked_since = Some(from),
             (false, Some(since)) => {
-                note(&mut blocked, since, to - since);
+                note(&mut seen.blocked, since, to - since);
                 blocked_since = None;
             }
             _ => {}
         }
     }
-    (slow, blocked)
+    seen
 }
 
 /// Where the kernel tells about the shards' threads.
