@@ -1,4 +1,17 @@
 //! Opening a store on a backend that is chosen by name, at run time.
+#![cfg_attr(
+    not(any(
+        feature = "tokio",
+        feature = "compio",
+        feature = "uring",
+        feature = "glommio"
+    )),
+    expect(
+        dead_code,
+        clippy::unused_async,
+        reason = "no name stands for a factory"
+    )
+)]
 
 use std::future::Future;
 
