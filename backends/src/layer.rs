@@ -82,6 +82,11 @@ pub trait Layer: Clone + Send + Sync + 'static {
     ) -> (io::Result<usize>, Bytes) {
         file.write_durable(buf, offset).await
     }
+
+    /// In place of [`IoBackend::finish_calls`].
+    fn finish_calls<B: IoBackend>(&self, backend: &B) -> bool {
+        backend.finish_calls()
+    }
 }
 
 /// A factory (or a [`BackendKind`]) with a layer around it.
@@ -220,6 +225,10 @@ impl<B: IoBackend, L: Layer> IoBackend for LayeredBackend<B, L> {
     async fn space(&self, path: &Path) -> io::Result<FsSpace> {
         self.layer.before("space", path);
         self.backend.space(path).await
+    }
+
+    fn finish_calls(&self) -> bool {
+        self.layer.finish_calls(&*self.backend)
     }
 
     fn now(&self) -> Duration {

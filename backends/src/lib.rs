@@ -35,6 +35,13 @@ pub mod uring;
     feature = "uring"
 ))]
 mod map;
+#[cfg(any(
+    feature = "compio",
+    feature = "glommio",
+    feature = "tokio",
+    feature = "uring"
+))]
+mod names;
 mod open;
 mod posix;
 #[cfg(any(

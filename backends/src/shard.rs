@@ -18,6 +18,7 @@ use std::thread;
 use alluvium_core::io::ShardSpec;
 use rustix::io::Errno;
 
+use crate::names::Names;
 use crate::posix;
 
 /// What `f` returns, or `None` if it panicked, which the panic hook has reported.
@@ -39,12 +40,16 @@ pub(crate) fn drop_quietly<T>(value: T) {
     caught(|| drop(value));
 }
 
-/// Starts a thread, pins it if asked, runs `build` on it, and `run` with what was built.
+/// Starts a thread and the one for its calls on names, pins the first if asked, runs `build` on it,
+/// and `run` with what was built.
+///
+/// The thread for the calls keeps the cores of the process: on the shard's it would only get in the
+/// way of what it is there to keep going.
 ///
 /// Returns when `build` is done, with its error if it has one.
 pub(crate) fn start<R>(
     spec: ShardSpec,
-    build: impl FnOnce() -> io::Result<R> + Send + 'static,
+    build: impl FnOnce(Names) -> io::Result<R> + Send + 'static,
     run: impl FnOnce(R) + Send + 'static,
 ) -> io::Result<()> {
     if spec.name.contains('\0') {
@@ -52,8 +57,12 @@ pub(crate) fn start<R>(
     }
     let (ready, is_ready) = mpsc::sync_channel(1);
     thread::Builder::new().name(spec.name).spawn(move || {
-        let pinned = spec.core.map_or(Ok(()), posix::pin_to_core);
-        match pinned.and_then(|()| build()) {
+        let build_pinned = || {
+            let names = Names::start()?;
+            spec.core.map_or(Ok(()), posix::pin_to_core)?;
+            build(names)
+        };
+        match build_pinned() {
             Ok(built) => {
                 // The caller waits for this; if it is gone there is nobody to tell.
                 ready.send(Ok(())).ok();

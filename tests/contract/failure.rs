@@ -164,7 +164,7 @@ fn a_panic_of_a_shard_on_uring() {
 }
 
 /// Keeps planted panics out of the output of the tests.
-fn quiet_panics() {
+pub(crate) fn quiet_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         let before = std::panic::take_hook();
@@ -430,48 +430,6 @@ fn a_deletion_that_fails_half_way_can_be_repeated() {
         });
     }
     assert!(failed >= 2, "the renaming, and the syncing of it");
-}
-
-/// The shard that holds the store's lock dies; the others go on, and stay the only owners.
-#[test]
-fn the_lock_outlives_a_panic_of_the_shard_that_holds_it() {
-    quiet_panics();
-    let sim = machine_with(5, |c| c.catch_panics = true);
-    sim.block_on(async {
-        let armed = Arc::new(AtomicBool::new(false));
-        let is_armed = Arc::clone(&armed);
-        let hook = move |name: &'static str, _: &Path| {
-            assert!(name != "spawn" || !is_armed.swap(false, Ordering::SeqCst));
-        };
-        let factory = hooked(sim.new_process(), hook);
-        let builder = Store::builder(DIR).configure(small);
-        let builder = builder.configure(|c| c.shards = alluvium::Shards::Count(2));
-        let (store, _) = builder.backend(factory).open().await.unwrap();
-        let mut logs = Vec::new();
-        for id in 0..8 {
-            let p = store.create_partition(id).await.unwrap();
-            fill(&p, 10, 1).await;
-            logs.push(p);
-        }
-        sim.sleep(Duration::from_millis(200)).await;
-        // The first partition is on the first shard.
-        armed.store(true, Ordering::SeqCst);
-        let dead = logs[0].offset_for_timestamp(0).await.unwrap_err();
-        assert_eq!(dead, Error::ShardDead { shard: 0 });
-        let mut alive = 0;
-        for p in &logs {
-            match p.append(batch(10, 1)).await {
-                Ok(_) => alive += 1,
-                Err(e) => assert_eq!(e, Error::ShardDead { shard: 0 }),
-            }
-        }
-        assert!((1..8).contains(&alive), "{alive} partitions go on");
-        let e = try_open(&sim, |_| {}).await.unwrap_err();
-        assert!(matches!(e, Error::AlreadyOpen { .. }), "{e}");
-        let mut ended = logs[0].subscribe(10);
-        let ended = ended.next().await.unwrap().unwrap_err();
-        assert_eq!(ended, Error::ShardDead { shard: 0 });
-    });
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod failure;
 mod faulty;
 mod full_disk;
 mod inputs;
+mod lock;
 mod machine;
 mod memory;
 mod openings;

@@ -19,17 +19,27 @@ use super::op::{Control, InFlight, Request, submit};
 use super::tasks::Tasks;
 use super::{CompioFactory, CompioFile};
 use crate::map;
+use crate::names::Names;
 use crate::posix::{self, PosixFile};
 
 /// What the event loop and the backend of one shard share.
-#[derive(Default)]
 pub(super) struct Local {
     pub(super) tasks: Rc<Tasks>,
-    in_flight: Rc<Cell<usize>>,
+    pub(super) in_flight: Rc<Cell<usize>>,
+    pub(super) names: Names,
     yielded: RefCell<Vec<Waker>>,
 }
 
 impl Local {
+    pub(super) fn new(names: Names) -> Self {
+        Self {
+            tasks: Rc::default(),
+            in_flight: Rc::default(),
+            names,
+            yielded: RefCell::default(),
+        }
+    }
+
     /// Operations that the kernel may still work on.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight.get()
@@ -47,6 +57,7 @@ impl Local {
 }
 
 /// compio on a shard's thread; made by [`CompioFactory`].
+#[derive(Debug)]
 pub struct CompioBackend {
     local: Rc<Local>,
 }
@@ -57,10 +68,10 @@ impl CompioBackend {
     }
 }
 
-impl fmt::Debug for CompioBackend {
+impl fmt::Debug for Local {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CompioBackend")
-            .field("in_flight", &self.local.in_flight())
+        f.debug_struct("Local")
+            .field("in_flight", &self.in_flight())
             .finish_non_exhaustive()
     }
 }
@@ -78,37 +89,44 @@ impl IoBackend for CompioBackend {
     }
 
     async fn open(&self, path: &Path, options: OpenOptions) -> io::Result<CompioFile> {
-        let file = by_name(path, move |path| PosixFile::open(path, options)).await?;
-        Ok(CompioFile::new(file, Rc::clone(&self.local.in_flight)))
+        let file = self
+            .local
+            .names
+            .on(path, move |path| PosixFile::open(path, options))
+            .await?;
+        Ok(CompioFile::new(file, Rc::clone(&self.local)))
     }
 
     async fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
-        by_name(dir, posix::list).await
+        self.local.names.on(dir, posix::list).await
     }
 
     async fn kind(&self, path: &Path) -> io::Result<EntryKind> {
-        by_name(path, posix::kind).await
+        self.local.names.on(path, posix::kind).await
     }
 
     async fn create_dir(&self, path: &Path) -> io::Result<()> {
-        by_name(path, posix::create_dir).await
+        self.local.names.on(path, posix::create_dir).await
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let to = to.to_path_buf();
-        by_name(from, move |from| posix::rename(from, &to)).await
+        self.local
+            .names
+            .on(from, move |from| posix::rename(from, &to))
+            .await
     }
 
     async fn remove_file(&self, path: &Path) -> io::Result<()> {
-        by_name(path, posix::remove_file).await
+        self.local.names.on(path, posix::remove_file).await
     }
 
     async fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        by_name(path, posix::remove_dir).await
+        self.local.names.on(path, posix::remove_dir).await
     }
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let fd = by_name(dir, posix::open_dir).await?;
+        let fd = self.local.names.on(dir, posix::open_dir).await?;
         let in_flight = InFlight::new(&self.local.in_flight);
         submit(Control {
             fd,
@@ -130,11 +148,17 @@ impl IoBackend for CompioBackend {
 
     async fn populate(&self, map: &FileMap, range: Range<usize>) -> io::Result<()> {
         let map = map.clone();
-        elsewhere(move || map::populate(&map, range)).await
+        compio::runtime::spawn_blocking(move || map::populate(&map, range))
+            .await
+            .unwrap_or_else(|_| Err(io::Error::other("the call was lost")))
     }
 
     async fn space(&self, path: &Path) -> io::Result<FsSpace> {
-        by_name(path, posix::space).await
+        self.local.names.on(path, posix::space).await
+    }
+
+    fn finish_calls(&self) -> bool {
+        self.local.names.finish()
     }
 
     fn now(&self) -> Duration {
@@ -176,21 +200,3 @@ impl IoBackend for CompioBackend {
 
 /// Longer sleeps than this would overflow the clock's arithmetic: a century.
 const SLEEP_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-
-/// Makes a call that may wait on the runtime's pool.
-pub(super) async fn elsewhere<T: Send + 'static>(
-    call: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    let lost = |_| Err(io::Error::other("the call was lost"));
-    compio::runtime::spawn_blocking(call)
-        .await
-        .unwrap_or_else(lost)
-}
-
-async fn by_name<T: Send + 'static>(
-    path: &Path,
-    call: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    let path = path.to_path_buf();
-    elsewhere(move || call(&path)).await
-}

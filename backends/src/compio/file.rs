@@ -1,6 +1,5 @@
 //! One file of a compio shard.
 
-use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::backend::elsewhere;
+use super::backend::Local;
 use super::op::{Control, InFlight, Read, Request, Write, submit};
 use crate::posix::{PosixFile, check_range};
 
@@ -18,14 +17,14 @@ use crate::posix::{PosixFile, check_range};
 #[derive(Debug)]
 pub struct CompioFile {
     file: Arc<PosixFile>,
-    in_flight: Rc<Cell<usize>>,
+    local: Rc<Local>,
 }
 
 impl CompioFile {
-    pub(super) fn new(file: PosixFile, in_flight: Rc<Cell<usize>>) -> Self {
+    pub(super) fn new(file: PosixFile, local: Rc<Local>) -> Self {
         Self {
             file: Arc::new(file),
-            in_flight,
+            local,
         }
     }
 
@@ -34,7 +33,7 @@ impl CompioFile {
             return (Err(e), buf);
         }
         let file = Arc::clone(&self.file);
-        let in_flight = InFlight::new(&self.in_flight);
+        let in_flight = InFlight::new(&self.local.in_flight);
         let (result, op) = submit(Write {
             file,
             buf,
@@ -48,7 +47,7 @@ impl CompioFile {
 
     async fn control(&self, request: Request) -> io::Result<()> {
         let fd = Arc::clone(&self.file);
-        let in_flight = InFlight::new(&self.in_flight);
+        let in_flight = InFlight::new(&self.local.in_flight);
         submit(Control {
             fd,
             request,
@@ -80,7 +79,7 @@ impl IoFile for CompioFile {
             return (Err(e), buf);
         }
         let file = Arc::clone(&self.file);
-        let in_flight = InFlight::new(&self.in_flight);
+        let in_flight = InFlight::new(&self.local.in_flight);
         let (result, op) = submit(Read {
             file,
             buf,
@@ -117,7 +116,7 @@ impl IoFile for CompioFile {
     async fn set_len(&self, len: u64) -> io::Result<()> {
         // Not through the ring: its opcode is newer (6.9) than kernels that we support.
         let file = Arc::clone(&self.file);
-        elsewhere(move || file.set_len(len)).await
+        self.local.names.run(move || file.set_len(len)).await
     }
 
     async fn len(&self) -> io::Result<u64> {

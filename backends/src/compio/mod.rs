@@ -2,8 +2,8 @@
 //!
 //! Data goes through operations of our own (see `op`), so that a durable write is one submission
 //! with `RWF_DSYNC`. Syncing a directory and allocating go through the ring as well; other calls
-//! that may wait for the file system's journal (on names, and changes of a length) go to compio's
-//! pool of threads.
+//! that may wait for the file system's journal (on names, and changes of a length) have a thread of
+//! their own: compio's pool would make one for each, and with none left wait on the shard's.
 //!
 //! There is no fallback inside: where io_uring is forbidden, starting a shard fails with the
 //! kernel's error, and the `tokio` module is the way to go.
@@ -26,6 +26,7 @@ use compio::driver::op::OpCodeFlag;
 use compio::runtime::{Runtime, RuntimeBuilder};
 use rustix::io::Errno;
 
+use crate::names::Names;
 use crate::posix;
 use crate::shard::{self, caught};
 use backend::Local;
@@ -138,14 +139,15 @@ impl BackendFactory for CompioFactory {
 
     fn spawn_shard(&self, spec: ShardSpec, main: ShardMain<CompioBackend>) -> io::Result<()> {
         let factory = self.clone();
-        shard::start(spec, move || factory.build(), |runtime| run(runtime, main))
+        let build = move |names| Ok((factory.build()?, names));
+        shard::start(spec, build, |(runtime, names)| run(runtime, names, main))
     }
 }
 
 /// Runs `main` to its end. What is left is dropped in this order, also when `main` panics: the
 /// future of `main`, the tasks, the operations when the kernel is done with them, the ring.
-fn run(runtime: Runtime, main: ShardMain<CompioBackend>) {
-    let local = Rc::new(Local::default());
+fn run(runtime: Runtime, names: Names, main: ShardMain<CompioBackend>) {
+    let local = Rc::new(Local::new(names));
     // A panic was reported by the panic hook; there is nobody to hand it on to.
     caught(|| runtime.enter(|| drive(&runtime, &local, main)));
     caught(|| runtime.enter(|| local.tasks.close()));

@@ -20,16 +20,26 @@ use super::file::{Handle, lost};
 use super::tasks::Incoming;
 use super::{GlommioFactory, GlommioFile};
 use crate::map;
+use crate::names::Names;
 use crate::posix;
+use crate::shard::caught;
 
 /// What the event loop, the backend and the files of one shard share.
-#[derive(Default)]
 pub(super) struct Local {
     pub(super) incoming: Rc<Incoming>,
+    pub(super) names: Names,
     blank: RefCell<Option<Rc<Handle>>>,
 }
 
 impl Local {
+    pub(super) fn new(names: Names) -> Self {
+        Self {
+            incoming: Rc::default(),
+            names,
+            blank: RefCell::default(),
+        }
+    }
+
     /// See [`Handle::blank`]; made when it is first needed.
     pub(super) async fn blank(&self) -> io::Result<Rc<Handle>> {
         if let Some(blank) = self.blank.borrow().as_ref() {
@@ -39,24 +49,6 @@ impl Local {
         let blank = Rc::new(opening.await.unwrap_or_else(lost)?);
         *self.blank.borrow_mut() = Some(Rc::clone(&blank));
         Ok(blank)
-    }
-
-    /// Makes a call that may wait on glommio's blocking thread.
-    pub(super) async fn elsewhere<T: Send + 'static>(
-        &self,
-        call: impl FnOnce() -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
-        let call = async move { glommio::executor().spawn_blocking(call).await };
-        self.incoming.submit(call).await.unwrap_or_else(lost)
-    }
-
-    pub(super) async fn by_name<T: Send + 'static>(
-        &self,
-        path: &Path,
-        call: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
-        let path = path.to_path_buf();
-        self.elsewhere(move || call(&path)).await
     }
 }
 
@@ -95,34 +87,34 @@ impl IoBackend for GlommioBackend {
     }
 
     async fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
-        self.local.by_name(dir, posix::list).await
+        self.local.names.on(dir, posix::list).await
     }
 
     async fn kind(&self, path: &Path) -> io::Result<EntryKind> {
-        self.local.by_name(path, posix::kind).await
+        self.local.names.on(path, posix::kind).await
     }
 
     async fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.local.by_name(path, posix::create_dir).await
+        self.local.names.on(path, posix::create_dir).await
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let to = to.to_path_buf();
         let rename = move |from: &Path| posix::rename(from, &to);
-        self.local.by_name(from, rename).await
+        self.local.names.on(from, rename).await
     }
 
     async fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.local.by_name(path, posix::remove_file).await
+        self.local.names.on(path, posix::remove_file).await
     }
 
     async fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.local.by_name(path, posix::remove_dir).await
+        self.local.names.on(path, posix::remove_dir).await
     }
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         // Not glommio's own `Directory::sync`: that is an `fdatasync`, which need not commit names.
-        self.local.by_name(dir, posix::sync_dir).await
+        self.local.names.on(dir, posix::sync_dir).await
     }
 
     fn map(&self, path: &Path, len: usize) -> io::Result<FileMap> {
@@ -135,12 +127,19 @@ impl IoBackend for GlommioBackend {
 
     async fn populate(&self, map: &FileMap, range: Range<usize>) -> io::Result<()> {
         let map = map.clone();
-        let populate = move || map::populate(&map, range);
-        self.local.elsewhere(populate).await
+        // On glommio's one blocking thread, which a panic would end.
+        let populate = move || caught(|| map::populate(&map, range)).unwrap_or_else(lost);
+        let populating = async move { glommio::executor().spawn_blocking(populate).await };
+        let populating = self.local.incoming.submit(populating);
+        populating.await.unwrap_or_else(lost)
     }
 
     async fn space(&self, path: &Path) -> io::Result<FsSpace> {
-        self.local.by_name(path, posix::space).await
+        self.local.names.on(path, posix::space).await
+    }
+
+    fn finish_calls(&self) -> bool {
+        self.local.names.finish()
     }
 
     fn now(&self) -> Duration {

@@ -113,7 +113,7 @@ impl GlommioFile {
         // First: afterwards there is nothing to undo when the caller loses interest.
         let blank = local.blank().await?;
         let open = move |path: &Path| PosixFile::open(path, options);
-        let posix = local.by_name(path, open).await?;
+        let posix = local.names.on(path, open).await?;
         Ok(Self {
             inner: Rc::new(blank.adopt(posix)?),
             local: Rc::clone(local),
@@ -229,7 +229,7 @@ impl IoFile for GlommioFile {
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
         let fd = self.inner.posix.as_fd().try_clone_to_owned()?;
-        self.local.elsewhere(move || posix::set_len(fd, len)).await
+        self.local.names.run(move || posix::set_len(fd, len)).await
     }
 
     async fn len(&self) -> io::Result<u64> {

@@ -38,6 +38,7 @@ use std::rc::Rc;
 use alluvium_core::io::{BackendFactory, ShardMain, ShardSpec};
 use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
 
+use crate::names::Names;
 use crate::posix;
 use crate::shard::{self, caught};
 use backend::Local;
@@ -127,17 +128,16 @@ impl BackendFactory for GlommioFactory {
 
     fn spawn_shard(&self, spec: ShardSpec, main: ShardMain<GlommioBackend>) -> io::Result<()> {
         let factory = self.clone();
-        shard::start(
-            spec,
-            move || factory.build(),
-            |executor| run(executor, main),
-        )
+        let build = move |names| Ok((factory.build()?, names));
+        shard::start(spec, build, |(executor, names)| {
+            run(executor, names, main);
+        })
     }
 }
 
 /// Runs `main` to its end, and drops the rings when nothing uses them any more.
-fn run(executor: LocalExecutor, main: ShardMain<GlommioBackend>) {
-    let local = Rc::new(Local::default());
+fn run(executor: LocalExecutor, names: Names, main: ShardMain<GlommioBackend>) {
+    let local = Rc::new(Local::new(names));
     let backend = GlommioBackend::new(Rc::clone(&local));
     let incoming = Rc::clone(&local.incoming);
     let ran = caught(|| executor.run(turn::run(backend, incoming, main)));

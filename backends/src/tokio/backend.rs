@@ -16,17 +16,20 @@ use tokio::task::JoinError;
 
 use super::{TokioFactory, TokioFile};
 use crate::map;
+use crate::names::Names;
 use crate::posix::{self, PosixFile};
 
 /// tokio on a shard's thread; made by [`TokioFactory`].
 pub struct TokioBackend {
+    names: Names,
     /// Its methods use the runtime of the thread that it was made on.
     stays_here: PhantomData<Rc<()>>,
 }
 
 impl TokioBackend {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(names: Names) -> Self {
         Self {
+            names,
             stays_here: PhantomData,
         }
     }
@@ -51,38 +54,41 @@ impl IoBackend for TokioBackend {
     }
 
     async fn open(&self, path: &Path, options: OpenOptions) -> io::Result<TokioFile> {
-        offload(path, move |path| PosixFile::open(path, options))
+        self.names
+            .on(path, move |path| PosixFile::open(path, options))
             .await
             .map(TokioFile::new)
     }
 
     async fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
-        offload(dir, posix::list).await
+        self.names.on(dir, posix::list).await
     }
 
     async fn kind(&self, path: &Path) -> io::Result<EntryKind> {
-        offload(path, posix::kind).await
+        self.names.on(path, posix::kind).await
     }
 
     async fn create_dir(&self, path: &Path) -> io::Result<()> {
-        offload(path, posix::create_dir).await
+        self.names.on(path, posix::create_dir).await
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let to = to.to_path_buf();
-        offload(from, move |from| posix::rename(from, &to)).await
+        self.names
+            .on(from, move |from| posix::rename(from, &to))
+            .await
     }
 
     async fn remove_file(&self, path: &Path) -> io::Result<()> {
-        offload(path, posix::remove_file).await
+        self.names.on(path, posix::remove_file).await
     }
 
     async fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        offload(path, posix::remove_dir).await
+        self.names.on(path, posix::remove_dir).await
     }
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        offload(dir, posix::sync_dir).await
+        self.names.on(dir, posix::sync_dir).await
     }
 
     fn map(&self, path: &Path, len: usize) -> io::Result<FileMap> {
@@ -100,7 +106,11 @@ impl IoBackend for TokioBackend {
     }
 
     async fn space(&self, path: &Path) -> io::Result<FsSpace> {
-        offload(path, posix::space).await
+        self.names.on(path, posix::space).await
+    }
+
+    fn finish_calls(&self) -> bool {
+        self.names.finish()
     }
 
     fn now(&self) -> Duration {
@@ -128,17 +138,6 @@ impl IoBackend for TokioBackend {
     fn random_u64(&self) -> u64 {
         posix::random_u64()
     }
-}
-
-/// Runs one system call on a path in the pool.
-async fn offload<T: Send + 'static>(
-    path: &Path,
-    call: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    let path = path.to_path_buf();
-    tokio::task::spawn_blocking(move || call(&path))
-        .await
-        .map_err(lost)?
 }
 
 /// The pool did not run a call: the runtime is ending, or the call panicked.

@@ -2,7 +2,7 @@
 //!
 //! Works everywhere; the fallback when io_uring is forbidden. Data goes by positional
 //! `preadv2`/`pwritev2` with `RWF_DSYNC` for durable writes, never through `tokio::fs::File`,
-//! which reports a write as done before it is.
+//! which reports a write as done before it is. Calls on names have a thread of their own.
 //!
 //! Each shard has its own pool. Its threads are started when needed, end after ten idle seconds,
 //! and inherit the core of a pinned shard. Operations beyond
@@ -18,6 +18,7 @@ use alluvium_core::io::{BackendFactory, ShardMain, ShardSpec};
 use tokio::runtime;
 use tokio::task::LocalSet;
 
+use crate::names::Names;
 use crate::{posix, shard};
 
 pub use backend::TokioBackend;
@@ -88,21 +89,22 @@ impl BackendFactory for TokioFactory {
     fn spawn_shard(&self, spec: ShardSpec, main: ShardMain<TokioBackend>) -> io::Result<()> {
         let threads = self.blocking_threads_max;
         let thread_name = format!("{}-io", spec.name);
-        let build = move || {
-            runtime::Builder::new_current_thread()
+        let build = move |names| {
+            let runtime = runtime::Builder::new_current_thread()
                 .enable_time()
                 .max_blocking_threads(threads)
                 .thread_name(thread_name)
-                .build()
+                .build()?;
+            Ok((runtime, names))
         };
-        shard::start(spec, build, |runtime| run(&runtime, main))
+        shard::start(spec, build, |(runtime, names)| run(&runtime, names, main))
     }
 }
 
 /// Runs `main` to its end. What is left is dropped in this order, also when `main` panics: the
 /// future of `main`, the tasks, the runtime, which waits for the system calls under way.
-fn run(runtime: &runtime::Runtime, main: ShardMain<TokioBackend>) {
+fn run(runtime: &runtime::Runtime, names: Names, main: ShardMain<TokioBackend>) {
     let tasks = LocalSet::new();
-    let backend = Rc::new(TokioBackend::new());
+    let backend = Rc::new(TokioBackend::new(names));
     tasks.block_on(runtime, async move { main(backend).await });
 }

@@ -32,16 +32,6 @@ impl UringBackend {
     pub(super) fn new(local: Rc<Local>) -> Self {
         Self { local }
     }
-
-    /// Makes a call on a path where it may wait.
-    async fn by_name<T: Send + 'static>(
-        &self,
-        path: &Path,
-        call: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
-        let path = path.to_path_buf();
-        self.local.names.run(move || call(&path)).await
-    }
 }
 
 impl fmt::Debug for UringBackend {
@@ -76,39 +66,41 @@ impl IoBackend for UringBackend {
 
     async fn open(&self, path: &Path, options: OpenOptions) -> io::Result<UringFile> {
         let open = move |path: &Path| PosixFile::open(path, options);
-        let file = self.by_name(path, open).await?;
+        let file = self.local.names.on(path, open).await?;
         Ok(UringFile::new(file, &self.local))
     }
 
     async fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
-        self.by_name(dir, posix::list).await
+        self.local.names.on(dir, posix::list).await
     }
 
     async fn kind(&self, path: &Path) -> io::Result<EntryKind> {
-        self.by_name(path, posix::kind).await
+        self.local.names.on(path, posix::kind).await
     }
 
     async fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.by_name(path, posix::create_dir).await
+        self.local.names.on(path, posix::create_dir).await
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let to = to.to_path_buf();
-        self.by_name(from, move |from| posix::rename(from, &to))
+        self.local
+            .names
+            .on(from, move |from| posix::rename(from, &to))
             .await
     }
 
     async fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.by_name(path, posix::remove_file).await
+        self.local.names.on(path, posix::remove_file).await
     }
 
     async fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.by_name(path, posix::remove_dir).await
+        self.local.names.on(path, posix::remove_dir).await
     }
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let owned = Owned {
-            target: Target::Dir(self.by_name(dir, posix::open_dir).await?),
+            target: Target::Dir(self.local.names.on(dir, posix::open_dir).await?),
             buffer: Buffer::None,
         };
         let (result, owned) = submit(&self.local, owned, Request::SyncAll).await;
@@ -145,7 +137,11 @@ impl IoBackend for UringBackend {
     }
 
     async fn space(&self, path: &Path) -> io::Result<FsSpace> {
-        self.by_name(path, posix::space).await
+        self.local.names.on(path, posix::space).await
+    }
+
+    fn finish_calls(&self) -> bool {
+        self.local.names.finish()
     }
 
     fn now(&self) -> Duration {

@@ -28,13 +28,13 @@ use rustix::io::Errno;
 
 use super::UringBackend;
 use super::in_flight::{Completed, InFlight};
-use super::names::Names;
 use super::op::Owned;
 use super::ring::{Completion, Ring, Wait};
 use super::slab::{Key, Slab};
 use super::spin::Spin;
 use super::timers::Timers;
 use super::wake::{Ready, Remote, Task};
+use crate::names::Names;
 use crate::posix;
 use crate::shard::{caught, drop_quietly};
 
@@ -75,14 +75,14 @@ impl fmt::Debug for Local {
 }
 
 impl Local {
-    pub(super) fn new(ring: Ring, spin: Duration) -> io::Result<Rc<Self>> {
+    pub(super) fn new(ring: Ring, spin: Duration, names: Names) -> io::Result<Rc<Self>> {
         let remote = Remote::new()?;
         let local = Self {
             ring: RefCell::new(ring),
             ops: RefCell::default(),
             timers: RefCell::default(),
             yielded: RefCell::default(),
-            names: Names::start()?,
+            names,
             tasks: RefCell::default(),
             closed: Cell::new(false),
             ready: Ready::new(&remote),

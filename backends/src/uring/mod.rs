@@ -44,7 +44,6 @@ mod backend;
 mod executor;
 mod file;
 mod in_flight;
-mod names;
 mod op;
 mod ring;
 mod slab;
@@ -162,7 +161,7 @@ impl BackendFactory for UringFactory {
         // With one core a spinning shard only keeps away what it waits for.
         let alone = spec.core.is_none() && posix::allowed_cores().len() == 1;
         let spin = if alone { Duration::ZERO } else { self.spin };
-        let build = move || Local::new(factory.build()?, spin);
+        let build = move |names| Local::new(factory.build()?, spin, names);
         shard::start(spec, build, |local| run(&local, main))
     }
 }

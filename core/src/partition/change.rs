@@ -140,13 +140,13 @@ impl<B: IoBackend> Partition<B> {
         if let Some(target) = &target {
             self.refuse_inside_opaque(target, to).await?;
         }
-        let spare = self.take_spare().await?;
         let generation = self.state.borrow().generation.saturating_add(1);
         let end = target.as_ref().map_or(to, |t| t.end_offset.get().min(to));
         let end_position = match &target {
             Some(target) => target.cut_position(&self.context.pool, end).await?,
             None => 0,
         };
+        let spare = self.take_spare().await?;
         let next = Continuation {
             previous: target.clone(),
             link,

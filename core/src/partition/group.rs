@@ -21,7 +21,8 @@ pub(super) const RESERVATION: u64 = 1 << 16;
 pub(super) const CONTROL_BATCH_LEN: usize = BATCH_HEADER_LEN + Control::LEN;
 
 /// Most memory of a batch, in bytes, that goes back to its caller with the answer. More is freed when it
-/// has been copied: it would be held twice until the disk has the batch.
+/// has been copied: it would be held twice until the disk has the batch. So is what holds less than
+/// half of its size: nobody has counted the rest.
 const SPENT_BYTES_MAX: usize = 4096;
 
 /// Appends that are kept room for from one group to the next.
@@ -54,6 +55,12 @@ impl Forming {
         self.waiting.shrink_to(FORMING_ROOM);
         self
     }
+}
+
+/// What is left of a batch that has been copied, if it is to go back to its caller.
+fn spent_memory(batch: Batch) -> Option<Vec<u8>> {
+    let size_max = SPENT_BYTES_MAX.min(2 * batch.encoded_len());
+    Some(batch.into_heap()).filter(|memory| memory.capacity() <= size_max)
 }
 
 /// A group that has its place and is to be written now.
@@ -150,10 +157,7 @@ impl<B: IoBackend> Partition<B> {
                 count,
                 level,
             };
-            let memory = spent.next().map(Batch::into_heap);
-            let mut spent = memory
-                .filter(|m| m.capacity() <= SPENT_BYTES_MAX)
-                .unwrap_or_default();
+            let mut spent = spent.next().and_then(spent_memory).unwrap_or_default();
             if let Some(reply) = replies.placed {
                 let placed = Settled {
                     appended: Appended {

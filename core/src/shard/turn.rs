@@ -165,6 +165,12 @@ struct ReleaseOnDrop<B: IoBackend>(Rc<Shard<B>>);
 impl<B: IoBackend> Drop for ReleaseOnDrop<B> {
     fn drop(&mut self) {
         let shard = &self.0;
+        // In an orderly end there are none. What it cannot wait for keeps the store's lock.
+        if !shard.shared.backend.finish_calls()
+            && let Ok(mut state) = shard.state.try_borrow_mut()
+        {
+            std::mem::forget(state.lock.take());
+        }
         if shard.in_turn.get()
             && let Ok(mut others) = shard.others.try_borrow_mut()
             && let Ok(mut state) = shard.state.try_borrow_mut()
