@@ -183,11 +183,15 @@ fn tell_pauses(
     for pause in moments(own) {
         out.line(format_args!(
             "  our own: {:.1} ms, {:.3} s after the start; slowest write {:.1} ms, slowest answer \
-             of the shard {:.1} ms (0: below a third of {} ms); begun in it: {}",
+             of the shard {:.1} ms, disk {:.1} ms, shard held by it {:.1} ms, core {:.1} ms (0: \
+             below a third of {} ms); begun in it: {}",
             ms(pause.len()),
             (pause.from - began).as_secs_f64(),
             ms(seen.store.longest_during(&pause)),
             ms(seen.shard.longest_during(&pause)),
+            ms(seen.disk.longest_during(&pause)),
+            ms(seen.blocked.longest_during(&pause)),
+            ms(seen.machine.longest_during(&pause)),
             PAUSE.as_millis(),
             times.others_during(&pause).join(", "),
         ))?;
