@@ -8,7 +8,8 @@
 //!   a system call (a kernel that finds a durable write done when it has handed it over flushes
 //!   the device right there);
 //! * the machine's: on each core a thread that only sleeps, in front of all others if it may be
-//!   (root), and the kernel's count of how long the shard waited for a core;
+//!   (root), and the kernel's count of how long the shard waited for a core. Short absences add
+//!   up;
 //! * the store's own is what nobody has seen.
 //!
 //! Without producers there are no witnesses either: what is seen then is what an open store costs
@@ -183,16 +184,17 @@ fn tell_pauses(
     for pause in moments(own) {
         out.line(format_args!(
             "  our own: {:.1} ms, {:.3} s after the start; slowest write {:.1} ms, slowest answer \
-             of the shard {:.1} ms, disk {:.1} ms, shard held by it {:.1} ms, core {:.1} ms (0: \
-             below a third of {} ms); begun in it: {}",
+             of the shard {:.1} ms, disk {:.1} ms, shard held by it {:.1} ms (0: below {:.1} ms), cores gone for {:.1} \
+             ms in all (each time over {:.1} ms); begun in it: {}",
             ms(pause.len()),
             (pause.from - began).as_secs_f64(),
             ms(seen.store.longest_during(&pause)),
             ms(seen.shard.longest_during(&pause)),
             ms(seen.disk.longest_during(&pause)),
             ms(seen.blocked.longest_during(&pause)),
-            ms(seen.machine.longest_during(&pause)),
-            PAUSE.as_millis(),
+            ms(witness::SLOW),
+            ms(seen.machine.total_during(&pause)),
+            ms(witness::GONE),
             times.others_during(&pause).join(", "),
         ))?;
     }

@@ -21,10 +21,15 @@ use super::spans::{Seen, Span};
 use crate::failure::Failure;
 
 /// What takes longer is noted: a third of the shortest pause.
-const SLOW: Duration = Duration::from_micros(3_300);
+pub(super) const SLOW: Duration = Duration::from_micros(3_300);
 const _: () = assert!(3 * SLOW.as_micros() <= PAUSE.as_micros());
+/// How long a core has to be gone to be noted: short absences add up.
+pub(super) const GONE: Duration = Duration::from_millis(1);
 /// How often the witnesses look.
 const INTERVAL: Duration = Duration::from_millis(2);
+/// How long the witness of a core sleeps at a time. What stops the core within that time is seen
+/// as shorter by up to as much.
+const CORE_INTERVAL: Duration = Duration::from_micros(500);
 /// Memory for what was slow is bounded; what comes later is counted at most.
 const SPANS_MAX: usize = 1 << 20;
 
@@ -202,7 +207,7 @@ fn watch_disk(file: &File, stop: &AtomicBool) -> io::Result<Vec<Span>> {
     while !stop.load(Ordering::Relaxed) {
         let from = Instant::now();
         file.write_all_at(&block, 0)?;
-        note(&mut slow, from, from.elapsed());
+        note(&mut slow, SLOW, from, from.elapsed());
         thread::sleep(INTERVAL);
     }
     Ok(slow)
@@ -213,7 +218,7 @@ async fn watch_shard(store: Store, stop: Arc<AtomicBool>) -> Result<Vec<Span>, a
     while !stop.load(Ordering::Relaxed) {
         let from = Instant::now();
         store.stats().await?;
-        note(&mut slow, from, from.elapsed());
+        note(&mut slow, SLOW, from, from.elapsed());
         tokio::time::sleep(INTERVAL).await;
     }
     Ok(slow)
@@ -237,9 +242,9 @@ fn watch_core(core: usize, stop: &AtomicBool) -> Vec<Span> {
     let mut slow = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let from = Instant::now();
-        thread::sleep(INTERVAL);
-        let late = from.elapsed().saturating_sub(INTERVAL);
-        note(&mut slow, from + INTERVAL, late);
+        thread::sleep(CORE_INTERVAL);
+        let late = from.elapsed().saturating_sub(CORE_INTERVAL);
+        note(&mut slow, GONE, from + CORE_INTERVAL, late);
     }
     slow
 }
@@ -265,7 +270,7 @@ fn watch_threads(stop: &AtomicBool) -> ShardThreads {
         let to = Instant::now();
         let longer = now.saturating_sub(waited);
         let since = to.checked_sub(longer).unwrap_or(to);
-        note(&mut seen.queued, since, longer);
+        note(&mut seen.queued, GONE, since, longer);
         waited = now;
         // Seen at two looks or more: it was so in between, or nearly.
         match (
@@ -274,7 +279,7 @@ fn watch_threads(stop: &AtomicBool) -> ShardThreads {
         ) {
             (true, None) => blocked_since = Some(from),
             (false, Some(since)) => {
-                note(&mut seen.blocked, since, to - since);
+                note(&mut seen.blocked, SLOW, since, to - since);
                 blocked_since = None;
             }
             _ => {}
@@ -315,9 +320,9 @@ fn is_blocked(thread: &Path) -> bool {
     state.is_some_and(|state| state.starts_with('D'))
 }
 
-/// Takes note of what took so long, if it was slow.
-fn note(slow: &mut Vec<Span>, from: Instant, took: Duration) {
-    if took > SLOW && slow.len() < SPANS_MAX {
+/// Takes note of what took so long, if that was over `min`.
+fn note(slow: &mut Vec<Span>, min: Duration, from: Instant, took: Duration) {
+    if took > min && slow.len() < SPANS_MAX {
         let to = from + took;
         slow.push(Span { from, to });
     }
