@@ -530,3 +530,32 @@ fn a_reopening_may_fail_and_be_repeated() {
         });
     }
 }
+
+/// A truncation that cannot find its place has not taken the segment it wanted to go on with.
+#[test]
+fn a_truncation_that_fails_leaves_no_file_behind() {
+    let sim = machine(11);
+    sim.block_on(async {
+        let (store, p) = store_and_partition(&sim).await;
+        fill(&p, 150, 3).await;
+        sim.sleep(Duration::from_millis(200)).await;
+        at_rest(&sim, &store).await;
+        let files = sim.list_files();
+        let mut failed = 0;
+        loop {
+            sim.fail_read(sim.counters().reads + 1 + failed % 3, EIO);
+            match p.truncate_to(141).await {
+                Ok(()) => break,
+                Err(e) => assert!(matches!(e, Error::Io { .. }), "{e:?}"),
+            }
+            failed += 1;
+            sim.sleep(Duration::from_millis(200)).await;
+            at_rest(&sim, &store).await;
+            assert_eq!(sim.list_files(), files);
+        }
+        assert!(failed >= 1);
+        sim.cancel_failures();
+        verify(&p, 0, 141).await;
+        close(&store).await;
+    });
+}
