@@ -8,6 +8,8 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -25,6 +27,8 @@ const FINISH_MAX: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Names {
     jobs: mpsc::Sender<Job>,
+    /// Nothing may begin any more, and nobody is told of what ends.
+    finished: Arc<AtomicBool>,
 }
 
 impl Names {
@@ -33,21 +37,36 @@ impl Names {
         let (jobs, queue) = mpsc::channel::<Job>();
         let shard = thread::current();
         let name = format!("{}-io", shard.name().unwrap_or("alluvium"));
-        let work = move || queue.into_iter().for_each(|job| job());
+        let work = move || {
+            for job in queue {
+                // A waker is code of others.
+                caught(job);
+            }
+        };
         thread::Builder::new().name(name).spawn(work)?;
-        Ok(Self { jobs })
+        Ok(Self {
+            jobs,
+            finished: Arc::default(),
+        })
     }
 
-    /// Makes a call there.
+    /// Makes a call there, unless [`finish`](Self::finish) has been called.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         call: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let lost = || io::Error::other("the call was lost");
+        if self.finished.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the shard has ended"));
+        }
         let (reply, answer) = oneshot::channel();
+        let finished = Arc::clone(&self.finished);
         let job = move || {
-            if let Some(result) = caught(call) {
-                // Who has gone needs no answer.
+            // Who has gone needs no answer. And the shard that waits in `finish` takes no wakes: one
+            // that waited for its room would keep it waiting.
+            if let Some(result) = caught(call)
+                && !finished.load(Ordering::Relaxed)
+            {
                 reply.send(result).ok();
             }
         };
@@ -67,6 +86,7 @@ impl Names {
 
     /// See [`alluvium_core::io::IoBackend::finish_calls`].
     pub(crate) fn finish(&self) -> bool {
+        self.finished.store(true, Ordering::Relaxed);
         let (ended, has_ended) = mpsc::sync_channel(1);
         let last = move || {
             // Who no longer waits needs no word.
@@ -80,9 +100,6 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
-
     use futures_util::FutureExt;
 
     use super::*;
@@ -103,6 +120,21 @@ mod tests {
         thread::spawn(move || go.send(()));
         assert!(names.finish());
         assert!(done.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn nothing_begins_once_it_has_finished() {
+        let names = Names::start().expect("it starts");
+        assert!(names.finish());
+        let begun = Arc::new(AtomicBool::new(false));
+        let begins = Arc::clone(&begun);
+        let call = names.run(move || {
+            begins.store(true, Ordering::Relaxed);
+            Ok(())
+        });
+        assert!(call.now_or_never().expect("it is refused").is_err());
+        assert!(names.finish());
+        assert!(!begun.load(Ordering::Relaxed));
     }
 
     #[test]

@@ -163,6 +163,7 @@ async fn check(store: &Store, ends: &[u64], backend: BackendKind) {
 
 #[test]
 fn what_one_backend_was_killed_writing_any_other_opens() {
+    let _alone = alluvium_testkit::alone();
     let works: Vec<_> = probe::probe()
         .into_iter()
         .filter(|result| result.works)

@@ -110,6 +110,7 @@ fn stress<F: BackendFactory>(factory: &F, dir: &Path) {
 }
 
 fn on_disk(factory: &impl BackendFactory) {
+    let _alone = alluvium_testkit::alone();
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     stress(factory, dir.path());
 }

@@ -130,15 +130,20 @@ impl Local {
         drop_quietly(task);
     }
 
-    /// Polls tasks that are ready, as many as a turn may.
-    fn poll_ready(&self) {
+    /// Polls tasks that are ready, as many as a turn may, until `main` has ended: then the shard has
+    /// let go of its store, and nobody may go on. Whether it has.
+    fn poll_ready(&self, main: Key) -> bool {
         for _ in 0..TURN_POLLS {
             let Some(task) = self.ready.pop() else {
-                return;
+                return false;
             };
             task.unqueue();
             self.poll(task.key);
+            if task.key == main && !self.tasks.borrow().contains(main) {
+                return true;
+            }
         }
+        false
     }
 
     /// Runs `main` to its end, and the other tasks meanwhile. An error means that the ring cannot
@@ -150,8 +155,7 @@ impl Local {
         };
         loop {
             self.ready.take_remote();
-            self.poll_ready();
-            if !self.tasks.borrow().contains(main) {
+            if self.poll_ready(main) {
                 return Ok(());
             }
             self.enter()?;

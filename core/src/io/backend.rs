@@ -240,10 +240,11 @@ pub trait IoBackend: 'static {
     /// Space on the file system of `path`.
     async fn space(&self, path: &Path) -> io::Result<FsSpace>;
 
-    /// Waits on this thread until the calls on names and lengths have ended whose futures were dropped
-    /// while they were under way; whether they have, as it does not wait for ever. For a shard that
-    /// ends by a panic: a removal that is still to come must not meet what others have made of the
-    /// store. `true`, the default, where no call outlives its future.
+    /// Waits on this thread until the calls on names have ended that are under way, whether or not
+    /// somebody waits for them, and lets none begin any more: they fail from now on. Whether they
+    /// have ended, as it does not wait for ever. For a shard that ends: a removal that is still to
+    /// come must not meet what others have made of the store. `true`, the default, where no call
+    /// outlives its future.
     fn finish_calls(&self) -> bool {
         true
     }

@@ -2,9 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
@@ -38,11 +41,16 @@ pub(crate) struct ShardSetup {
     pub(crate) read_ahead: Arc<Semaphore>,
     /// Dropped when the shard has ended, whatever ended it.
     pub(crate) ended: oneshot::Sender<()>,
-    /// The same for the shard that holds the store's lock; nobody sends.
-    pub(crate) alive: Option<oneshot::Sender<()>>,
+    /// The same for the shard that holds the store's lock.
+    pub(crate) alive: Option<oneshot::Sender<CallsGoOn>>,
     /// Of the shard that holds the lock: the other ends of `alive`.
-    pub(crate) others: Vec<oneshot::Receiver<()>>,
+    pub(crate) others: Vec<oneshot::Receiver<CallsGoOn>>,
 }
+
+/// The last word of a shard that has ended before its calls on names have: nobody may open the
+/// store as long as this process lives.
+#[derive(Debug)]
+pub(crate) struct CallsGoOn;
 
 pub(super) struct Shard<B: IoBackend> {
     pub(super) shared: Rc<ShardContext<B>>,
@@ -54,10 +62,12 @@ pub(super) struct Shard<B: IoBackend> {
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     read_ahead: Arc<Semaphore>,
-    /// Whether commands are being served: who ends the shard then is a panic.
-    in_turn: Cell<bool>,
-    /// See [`ShardSetup::others`].
-    others: RefCell<Vec<oneshot::Receiver<()>>>,
+    /// Whether the main task has come to its end; else it is a panic or the backend that ends it.
+    ended_in_order: Cell<bool>,
+    /// Whether the store's lock must be held until the process ends.
+    locked_for_good: Cell<bool>,
+    /// See [`ShardSetup::others`]; those that have ended are taken out.
+    others: RefCell<Vec<oneshot::Receiver<CallsGoOn>>>,
     pub(super) state: RefCell<ShardState<B>>,
 }
 
@@ -76,7 +86,7 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
         config,
         create,
         read_only,
-        mut mailbox,
+        mailbox,
         requests,
         bytes,
         read_ahead,
@@ -84,8 +94,6 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
         alive,
         others,
     } = setup;
-    // Whatever ends the shard, nobody goes on waiting for room in its mailbox.
-    let _bounds = CloseBounds(Arc::clone(&requests), Arc::clone(&bytes));
     let shard = Rc::new(Shard {
         shared: Rc::new(ShardContext::new(
             Rc::clone(&backend),
@@ -99,7 +107,8 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
         requests,
         bytes,
         read_ahead,
-        in_turn: Cell::new(false),
+        ended_in_order: Cell::new(false),
+        locked_for_good: Cell::new(false),
         others: RefCell::new(others),
         state: RefCell::new(ShardState {
             partitions: BTreeMap::new(),
@@ -109,20 +118,24 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
         }),
     });
     // Also when a panic ends the shard: partitions and what they share hold each other.
-    let _release = ReleaseOnDrop(Rc::clone(&shard));
+    let _end = End {
+        shard: Rc::clone(&shard),
+        alive,
+        _ended: ended,
+    };
+    // Dropped before that: who waits for an answer hears at once.
+    let mut mailbox = mailbox;
     shard.start_tickers();
     let mut turn = Vec::with_capacity(TURN_REQUESTS);
     let mut closing: Option<oneshot::Receiver<()>> = None;
     while closing.is_none() && mailbox.recv_many(&mut turn, TURN_REQUESTS).await > 0 {
         // Taken from the end: what stands behind a close stays.
         turn.reverse();
-        shard.in_turn.set(true);
         while closing.is_none()
             && let Some(command) = turn.pop()
         {
             closing = shard.serve(command);
         }
-        shard.in_turn.set(false);
         backend.yield_now().await;
     }
     if let Some(mut closed) = closing {
@@ -148,43 +161,46 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
     // The tickers and the drivers go on until this function returns.
     shard.shared.end_name_work();
     // The lock stands for all shards: each may outlive the others by a handle to its partitions.
-    loop {
-        let other = shard.others.borrow_mut().pop();
-        let Some(other) = other else { break };
-        // Resolves by being dropped.
-        other.await.unwrap_or(());
-    }
+    poll_fn(|cx| shard.poll_others(cx)).await;
     shard.shared.name_work_done().await;
-    shard.release();
-    drop(alive);
-    drop(ended);
+    shard.ended_in_order.set(true);
 }
 
-struct ReleaseOnDrop<B: IoBackend>(Rc<Shard<B>>);
+/// Ends the shard, whatever ends its main task, and says so last.
+struct End<B: IoBackend> {
+    shard: Rc<Shard<B>>,
+    alive: Option<oneshot::Sender<CallsGoOn>>,
+    _ended: oneshot::Sender<()>,
+}
 
-impl<B: IoBackend> Drop for ReleaseOnDrop<B> {
+impl<B: IoBackend> Drop for End<B> {
     fn drop(&mut self) {
-        let shard = &self.0;
-        // In an orderly end there are none. What it cannot wait for keeps the store's lock.
-        if !shard.shared.backend.finish_calls()
-            && let Ok(mut state) = shard.state.try_borrow_mut()
-        {
-            std::mem::forget(state.lock.take());
-        }
-        if shard.in_turn.get()
-            && let Ok(mut others) = shard.others.try_borrow_mut()
-            && let Ok(mut state) = shard.state.try_borrow_mut()
-        {
-            let lives = |other: &mut oneshot::Receiver<()>| {
-                matches!(other.try_recv(), Err(oneshot::error::TryRecvError::Empty))
-            };
-            // A panic, and there are shards that go on: they must stay the only owners of the
-            // store, until the process ends.
-            if others.iter_mut().any(lives) {
-                std::mem::forget(state.lock.take());
+        let shard = &self.shard;
+        // Nobody goes on waiting for room in the mailbox.
+        shard.requests.close();
+        shard.bytes.close();
+        shard.shared.end_name_work();
+        shard.let_partitions_go();
+        // What cannot be waited for may meet the store at any time.
+        if !shard.shared.backend.finish_calls() {
+            shard.locked_for_good.set(true);
+            if let Some(alive) = self.alive.take() {
+                // The shard that holds the lock may have gone, and knows then that others live.
+                alive.send(CallsGoOn).unwrap_or(());
             }
         }
-        shard.release();
+        // Shards that go on must stay the only owners of the store.
+        if !shard.ended_in_order.get()
+            && let Ok(mut others) = shard.others.try_borrow_mut()
+        {
+            let has_gone = |other: &mut oneshot::Receiver<CallsGoOn>| {
+                matches!(other.try_recv(), Err(oneshot::error::TryRecvError::Closed))
+            };
+            if !others.iter_mut().all(has_gone) {
+                shard.locked_for_good.set(true);
+            }
+        }
+        shard.let_lock_go();
     }
 }
 
@@ -435,15 +451,36 @@ impl<B: IoBackend> Shard<B> {
         }));
     }
 
-    /// Lets go of files and locks.
-    fn release(&self) {
+    /// Waits for the other shards to end.
+    fn poll_others(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut others = self.others.borrow_mut();
+        while let Some(other) = others.last_mut() {
+            // Most end by dropping it.
+            if let Ok(CallsGoOn) = ready!(Pin::new(other).poll(cx)) {
+                self.locked_for_good.set(true);
+            }
+            others.pop();
+        }
+        Poll::Ready(())
+    }
+
+    fn let_partitions_go(&self) {
         // A panic may unwind through a borrow.
         if let Ok(mut state) = self.state.try_borrow_mut() {
             state.partitions.clear();
-            state.lock = None;
         }
         if let Ok(mut unsealed) = self.shared.unsealed.try_borrow_mut() {
             unsealed.clear();
+        }
+    }
+
+    /// Lets go of the store's lock, if this shard has it and may.
+    fn let_lock_go(&self) {
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            let lock = state.lock.take();
+            if self.locked_for_good.get() {
+                std::mem::forget(lock);
+            }
         }
     }
 
@@ -478,14 +515,5 @@ impl<B: IoBackend> Shard<B> {
                 }
             }
         }));
-    }
-}
-
-struct CloseBounds(Arc<Semaphore>, Arc<Semaphore>);
-
-impl Drop for CloseBounds {
-    fn drop(&mut self) {
-        self.0.close();
-        self.1.close();
     }
 }

@@ -9,12 +9,18 @@ use alluvium_core::io::{
     BackendFactory, BufPool, IoBackend, IoFile, LocalFuture, OpenMode, OpenOptions, ShardSpec,
 };
 
+use tokio::sync::oneshot;
+
 use super::{CHECK_TIMEOUT, Suite, pattern};
 
 pub(super) fn all<F: BackendFactory>(suite: &mut Suite<'_, F>) {
     suite.check_outside("the_thread_is_named", the_thread_is_named);
     suite.check_outside("cores_are_the_schedulers", cores_are_the_schedulers);
     suite.check_outside("a_shard_is_pinned", a_shard_is_pinned);
+    suite.check_outside(
+        "threads_beside_a_shard_use_all_cores",
+        threads_beside_a_shard_use_all_cores,
+    );
     suite.check_outside("a_wrong_core_is_named", a_wrong_core_is_named);
     suite.check_outside("a_name_with_nul_is_an_error", a_name_with_nul_is_an_error);
     suite.check_outside(
@@ -26,6 +32,10 @@ pub(super) fn all<F: BackendFactory>(suite: &mut Suite<'_, F>) {
     let left = suite.allowances.descriptors_left_per_shard;
     suite.check_outside("many_shards_start_and_end", |factory| {
         many_shards_start_and_end(factory, left)
+    });
+    let path = suite.dir.join("kept");
+    suite.check_outside("nothing_begins_behind_the_end_of_a_shard", |factory| {
+        nothing_begins_behind_the_end_of_a_shard(factory, &path)
     });
     let (path, direct) = (suite.dir.join("end-of-shard"), suite.direct);
     suite.check_outside("memory_outlives_operations", |factory| {
@@ -46,9 +56,17 @@ fn on_shard<F: BackendFactory, T: Send + 'static>(
     spec: ShardSpec,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {
+    with_shard(factory, spec, async move |_| body())
+}
+
+fn with_shard<F: BackendFactory, T: Send + 'static>(
+    factory: &F,
+    spec: ShardSpec,
+    body: impl AsyncFnOnce(Rc<F::Backend>) -> T + Send + 'static,
+) -> Result<T, String> {
     let (sender, receiver) = mpsc::channel();
-    let main = move |_: Rc<F::Backend>| -> LocalFuture<()> {
-        Box::pin(async move { sender.send(body()).unwrap() })
+    let main = move |backend: Rc<F::Backend>| -> LocalFuture<()> {
+        Box::pin(async move { sender.send(body(backend).await).unwrap() })
     };
     factory
         .spawn_shard(spec, Box::new(main))
@@ -72,12 +90,28 @@ fn the_thread_is_named<F: BackendFactory>(factory: &F) -> Result<(), String> {
 
 /// The mask of the calling thread as the kernel prints it: `0-3,6`.
 fn mask() -> String {
-    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    mask_in(Path::new("/proc/thread-self")).unwrap()
+}
+
+/// The same of any thread; `None` when it has ended.
+fn mask_in(thread: &Path) -> Option<String> {
+    let status = std::fs::read_to_string(thread.join("status")).ok()?;
     let line = status
         .lines()
-        .find(|line| line.starts_with("Cpus_allowed_list:"))
-        .unwrap();
-    line.split_whitespace().nth(1).unwrap().to_owned()
+        .find(|line| line.starts_with("Cpus_allowed_list:"))?;
+    Some(line.split_whitespace().nth(1)?.to_owned())
+}
+
+/// The masks of the threads that belong to a shard, which are named after it.
+fn masks_beside(shard: &str) -> Vec<String> {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let beside = threads.map(|thread| thread.path()).filter(|thread| {
+        // It may have ended.
+        let name = std::fs::read_to_string(thread.join("comm")).unwrap_or_default();
+        name.strip_prefix(shard)
+            .is_some_and(|rest| rest.starts_with('-'))
+    });
+    beside.filter_map(|thread| mask_in(&thread)).collect()
 }
 
 fn parse(mask: &str) -> Vec<usize> {
@@ -116,6 +150,67 @@ fn a_shard_is_pinned<F: BackendFactory>(factory: &F) -> Result<(), String> {
         })?;
     }
     Ok(())
+}
+
+/// What waits in a shard's place is to wait elsewhere: its core is the shard's.
+fn threads_beside_a_shard_use_all_cores<F: BackendFactory>(factory: &F) -> Result<(), String> {
+    let cores = factory.allowed_cores();
+    for core in cores.iter().copied() {
+        let name = format!("beside{core}");
+        let spec = ShardSpec {
+            name: name.clone(),
+            core: Some(core),
+        };
+        let look = async move |backend: Rc<F::Backend>| {
+            // A thread gives itself its name: one that has made a call has it.
+            let root = backend.kind(Path::new("/")).await;
+            root.map(|_| masks_beside(&name)).map_err(|e| e.to_string())
+        };
+        let beside = with_shard(factory, spec, look)??;
+        expect(!beside.is_empty(), || {
+            format!("a shard on core {core} makes calls on names itself")
+        })?;
+        expect(beside.iter().all(|mask| parse(mask) == cores), || {
+            format!("beside a shard on core {core} threads may use {beside:?}")
+        })?;
+    }
+    Ok(())
+}
+
+/// Others may have opened the store by then.
+fn nothing_begins_behind_the_end_of_a_shard<F: BackendFactory>(
+    factory: &F,
+    path: &Path,
+) -> Result<(), String> {
+    std::fs::write(path, b"kept").map_err(|e| e.to_string())?;
+    let (results, heard) = mpsc::channel();
+    let removed = path.to_path_buf();
+    let main = async move |backend: Rc<F::Backend>| {
+        let (go, gone) = oneshot::channel::<()>();
+        let remover = Rc::clone(&backend);
+        backend.spawn(Box::pin(async move {
+            gone.await.unwrap();
+            results.send(remover.remove_file(&removed).await).unwrap();
+        }));
+        backend.yield_now().await;
+        // From here on both are ready to go on: this task is at its end already.
+        go.send(()).unwrap();
+        backend.finish_calls()
+    };
+    let finished = with_shard(factory, spec("ends-first"), main)?;
+    expect(finished, || "nothing is under way".to_owned())?;
+    let result = heard.recv_timeout(CHECK_TIMEOUT);
+    expect(!matches!(result, Ok(Ok(()))), || {
+        "a file is removed behind the end of the shard".to_owned()
+    })?;
+    let deadline = Instant::now() + CHECK_TIMEOUT;
+    while !masks_beside("ends-first").is_empty() && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    expect(path.exists(), || {
+        "a file was removed behind the end of the shard".to_owned()
+    })?;
+    std::fs::remove_file(path).map_err(|e| e.to_string())
 }
 
 fn a_wrong_core_is_named<F: BackendFactory>(factory: &F) -> Result<(), String> {
