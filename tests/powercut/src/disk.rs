@@ -382,17 +382,17 @@ impl Disk {
         };
         let mut numbers = vec![ROOT];
         while let Some(number) = numbers.pop() {
-            let Some(inode) = self.inodes.get(&number) else {
+            let Some(inode) = self.inodes.remove(&number) else {
                 continue;
             };
-            let node = match &inode.node {
+            let node = match inode.node {
                 Node::File(content) => {
                     let here = in_flight.iter().filter(|(file, ..)| *file == number);
                     let writes: Vec<_> = here.map(|(_, at, bytes)| (*at, bytes.clone())).collect();
                     Node::File(content.survivor(&writes, &mut left.chance))
                 }
                 Node::Directory(directory) => {
-                    let mut now = directory.stable.clone();
+                    let mut now = directory.stable;
                     let kept = left.chance.below(directory.changes.len() + 1);
                     directory.changes[..kept]
                         .iter()
@@ -406,15 +406,12 @@ impl Disk {
                     })
                 }
             };
-            let linked = true;
-            left.inodes.insert(
-                number,
-                Inode {
-                    node,
-                    linked,
-                    ..*inode
-                },
-            );
+            let survivor = Inode {
+                node,
+                linked: true,
+                ..inode
+            };
+            left.inodes.insert(number, survivor);
         }
         left
     }

@@ -16,6 +16,8 @@ pub(crate) struct Content {
     stable: Vec<u8>,
     /// Lengths since the last sync, oldest first.
     lengths: Vec<usize>,
+    /// The shortest of them, when the file was shortened: what stood behind it is gone.
+    cut_to: Option<usize>,
     /// Versions of sectors since the last sync, oldest first.
     versions: BTreeMap<usize, Vec<Sector>>,
 }
@@ -31,6 +33,9 @@ impl Content {
     }
 
     pub(crate) fn set_len(&mut self, len: usize) {
+        if len < self.now.len() {
+            self.cut_to = Some(self.cut_to.map_or(len, |shortest| shortest.min(len)));
+        }
         self.now.resize(len, 0);
         self.lengths.push(len);
         // What stood behind the new end is not to be seen when the file grows again.
@@ -58,20 +63,30 @@ impl Content {
         self.settle_length();
         for sector in at / SECTOR..(at + bytes.len()).div_ceil(SECTOR) {
             self.versions.remove(&sector);
-            let range = sector * SECTOR..((sector + 1) * SECTOR).min(self.now.len());
-            self.stable[range.clone()].copy_from_slice(&self.now[range]);
+            self.settle_sector(sector);
         }
     }
 
     pub(crate) fn sync(&mut self) {
-        self.versions.clear();
-        self.lengths.clear();
-        self.stable.clone_from(&self.now);
+        self.settle_length();
+        // All that differ: files may be large, and devices are synced often.
+        for sector in std::mem::take(&mut self.versions).into_keys() {
+            self.settle_sector(sector);
+        }
     }
 
     fn settle_length(&mut self) {
         self.lengths.clear();
+        if let Some(len) = self.cut_to.take() {
+            self.stable.truncate(len);
+        }
         self.stable.resize(self.now.len(), 0);
+    }
+
+    fn settle_sector(&mut self, sector: usize) {
+        let end = ((sector + 1) * SECTOR).min(self.now.len());
+        let range = (sector * SECTOR).min(end)..end;
+        self.stable[range.clone()].copy_from_slice(&self.now[range]);
     }
 
     fn note(&mut self, sector: usize) {
@@ -83,17 +98,16 @@ impl Content {
     }
 
     /// What is left when the power fails now, with writes in flight that have not been carried out.
-    pub(crate) fn survivor(&self, in_flight: &[(usize, Vec<u8>)], chance: &mut Chance) -> Self {
-        let mut left = self.clone();
+    pub(crate) fn survivor(mut self, in_flight: &[(usize, Vec<u8>)], chance: &mut Chance) -> Self {
         for (at, bytes) in in_flight {
-            left.write(*at, bytes);
+            self.write(*at, bytes);
         }
-        let mut stable = left.stable;
-        let choice = chance.below(left.lengths.len() + 1);
-        if let Some(len) = choice.checked_sub(1).map(|i| left.lengths[i]) {
+        let mut stable = self.stable;
+        let choice = chance.below(self.lengths.len() + 1);
+        if let Some(len) = choice.checked_sub(1).map(|i| self.lengths[i]) {
             stable.resize(len, 0);
         }
-        for (sector, versions) in &left.versions {
+        for (sector, versions) in &self.versions {
             let at = sector * SECTOR;
             if at >= stable.len() || !chance.survives() {
                 continue;

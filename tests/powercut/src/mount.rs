@@ -312,8 +312,8 @@ impl Mount {
     /// `EBUSY` when somebody does not let go of it.
     pub fn unmount(mut self) -> io::Result<Disk> {
         self.detach(UnmountFlags::empty())?;
-        let state = self.power.lock();
-        let disk = state.disk.clone();
+        let mut state = self.power.lock();
+        let disk = std::mem::replace(&mut state.disk, Disk::new(0));
         Ok(if state.on {
             disk
         } else {

@@ -58,6 +58,31 @@ fn a_later_write_through_is_not_undone_by_an_earlier_write() {
     }
 }
 
+/// What a file is shortened by does not come back when it grows again.
+#[test]
+fn what_was_cut_off_is_zero_when_the_file_has_grown_again() {
+    for seed in 0..20 {
+        for durable in [false, true] {
+            let (mut disk, file) = with_file(seed);
+            disk.write(file, 0, &[1; 4096], true).expect("write");
+            disk.set_len(file, 700).expect("shorten");
+            disk.set_len(file, 4096).expect("lengthen");
+            disk.write(file, 2048, &[2; 512], durable).expect("write");
+            if !durable {
+                disk.sync(file).expect("sync");
+            }
+            let mut expected = [0; 4096];
+            expected[..700].fill(1);
+            expected[2048..2560].fill(2);
+            let left = bytes(&disk.survivor(&[]), file);
+            assert_eq!(left[1024..], expected[1024..]);
+            assert_eq!(left[..512], expected[..512]);
+            // Its sector may be the one from before.
+            assert!(durable || left[512..1024] == expected[512..1024]);
+        }
+    }
+}
+
 #[test]
 fn names_and_lengths_survive_once_they_are_synced() {
     let (mut lost, mut kept) = (0, 0);
