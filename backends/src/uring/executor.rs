@@ -31,7 +31,7 @@ use super::in_flight::{Completed, InFlight};
 use super::op::Owned;
 use super::ring::{Completion, Ring, Wait};
 use super::slab::{Key, Slab};
-use super::spin::Spin;
+use super::spin::Spins;
 use super::timers::Timers;
 use super::wake::{Ready, Remote, Task};
 use crate::names::Names;
@@ -55,7 +55,7 @@ pub(super) struct Local {
     closed: Cell<bool>,
     ready: Rc<Ready>,
     remote: Arc<Remote>,
-    spin: RefCell<Spin>,
+    spins: RefCell<Spins>,
     /// Kept for its memory.
     completions: RefCell<Vec<Completion>>,
     /// Whether the kernel knows polls that go on after an event.
@@ -87,7 +87,7 @@ impl Local {
             closed: Cell::new(false),
             ready: Ready::new(&remote),
             remote,
-            spin: RefCell::new(Spin::new(spin)),
+            spins: RefCell::new(Spins::new(spin)),
             completions: RefCell::default(),
             multishot: Cell::new(true),
         };
@@ -174,12 +174,13 @@ impl Local {
         if sleep == Some(Duration::ZERO) {
             return self.hand_over();
         }
-        let spin = self.spin.borrow_mut().before_sleep();
+        let under_way = self.ops.borrow().in_kernel() > 0;
+        let spin = self.spins.borrow_mut().of(under_way).before_sleep();
         if let Some(spin) = spin {
             self.hand_over()?;
             let limit = sleep.map_or(spin, |sleep| sleep.min(spin));
             let paid_off = self.watch_for(limit);
-            self.spin.borrow_mut().spun(paid_off);
+            self.spins.borrow_mut().of(under_way).spun(paid_off);
             if paid_off {
                 return self.hand_over();
             }

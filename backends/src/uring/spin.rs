@@ -6,13 +6,45 @@
 //! doubles the number of sleeps that go without one, each that paid off starts afresh. So a shard
 //! under a ping-pong load spins always, one that waits for a disk or for nobody hardly ever, and
 //! an idle one never: it does not get to sleep often enough.
+//!
+//! There are two guesses, because there are two kinds of sleeps. One append at a time makes the shard
+//! wait for the disk, then for the next append, in turns; the first takes longer than a spin, the
+//! second does not, and one guess for both would be wrong about each of them.
 
 use std::time::Duration;
 
 /// Most sleeps without a spin in a row.
 const SKIPS_MAX: u32 = 512;
 
-/// The decision, and what it is based on.
+/// The two guesses of a shard.
+#[derive(Debug)]
+pub(super) struct Spins {
+    /// For sleeps with nothing under way: only other threads end them.
+    callers: Spin,
+    /// For sleeps with operations in the kernel.
+    operations: Spin,
+}
+
+impl Spins {
+    /// Spins for up to `limit`; zero never spins.
+    pub(super) fn new(limit: Duration) -> Self {
+        Self {
+            callers: Spin::new(limit),
+            operations: Spin::new(limit),
+        }
+    }
+
+    /// The guess for a sleep that is due now.
+    pub(super) fn of(&mut self, operations_under_way: bool) -> &mut Spin {
+        if operations_under_way {
+            &mut self.operations
+        } else {
+            &mut self.callers
+        }
+    }
+}
+
+/// One decision, and what it is based on.
 #[derive(Debug)]
 pub(super) struct Spin {
     limit: Duration,
@@ -22,8 +54,7 @@ pub(super) struct Spin {
 }
 
 impl Spin {
-    /// Spins for up to `limit`; zero never spins.
-    pub(super) fn new(limit: Duration) -> Self {
+    fn new(limit: Duration) -> Self {
         Self {
             limit,
             penalty: 1,
@@ -85,6 +116,17 @@ mod tests {
         while spin.before_sleep().is_none() {}
         spin.spun(true);
         assert_eq!(spins_in(&mut spin, 100, true), 100);
+    }
+
+    #[test]
+    fn waits_for_the_disk_say_nothing_of_waits_for_callers() {
+        let mut spins = Spins::new(LIMIT);
+        for _ in 0..1000 {
+            if spins.of(true).before_sleep().is_some() {
+                spins.of(true).spun(false);
+            }
+            assert_eq!(spins_in(spins.of(false), 1, true), 1);
+        }
     }
 
     #[test]
