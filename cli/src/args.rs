@@ -300,10 +300,10 @@ pub(crate) struct CompareArgs {
 #[command(after_help = "\
 A new store below --dir takes durable appends of 1 KiB, rolls and recycles its segments, and is \
 removed in the end. An append of more than 10 ms is held against a second file that is written \
-durably meanwhile, against the store's own writes as they were timed below the engine, against a \
-thread on each core that only sleeps (in front of all others, for root), and against the time that \
-the shard waited for a core: what none of them saw for a third of the append's time is our own, and \
-is told.")]
+durably meanwhile, against the store's own durable writes as they were timed below the engine, \
+against the shard's system calls that give the disk something to do, against a thread on each core \
+that only sleeps (in front of all others, for root), and against the time that the shard waited for \
+a core: what none of them saw for a third of the append's time is our own, and is told.")]
 pub(crate) struct StressArgs {
     /// How long
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]

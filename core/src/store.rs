@@ -321,9 +321,9 @@ impl Store {
             .iter()
             .map(|shard| {
                 let (reply, answer) = oneshot::channel();
-                let sent = shard.send_close(deadline, reply);
+                // First: whoever hears of the end by the shard's work asks why.
                 shard.close_bounds();
-                (sent, answer)
+                (shard.send_close(deadline, reply), answer)
             })
             .collect();
         let mut result = Ok(());

@@ -559,3 +559,27 @@ fn a_truncation_that_fails_leaves_no_file_behind() {
         close(&store).await;
     });
 }
+
+/// A segment that cannot be prepared is not left behind, whatever step of it failed.
+#[test]
+fn a_spare_that_cannot_be_made_leaves_no_file_behind() {
+    let mut failed = 0;
+    for step in 1..20 {
+        let sim = machine(step);
+        sim.block_on(async {
+            // None lies ready: it is made when it is needed.
+            let opened = try_open(&sim, |c| c.spare_segments_max = 0).await;
+            let (store, _) = opened.unwrap();
+            let p = store.create_partition(1).await.unwrap();
+            fill(&p, 10, 1).await;
+            sim.sleep(Duration::from_millis(200)).await;
+            let files = sim.list_files();
+            sim.fail_op(sim.op_count() + step, EIO);
+            if let Err(Error::Io { .. }) = p.truncate_to(5).await {
+                failed += 1;
+                assert_eq!(sim.list_files(), files, "step {step}");
+            }
+        });
+    }
+    assert!(failed >= 5, "{failed}: each step of making one");
+}

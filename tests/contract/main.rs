@@ -11,6 +11,7 @@ mod cancellation;
 mod cancellation_real;
 mod concurrency;
 mod damage;
+mod endings;
 mod errors;
 mod failure;
 mod faulty;

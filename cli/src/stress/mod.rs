@@ -3,14 +3,19 @@
 //!
 //! A pause is an append that took longer than [`PAUSE`]. Witnesses tell whose it was:
 //!
-//! * the disk's: another file, written durably all the time; the store's own writes, timed below
-//!   the engine while its thread was there to see them end; that thread, held by the disk inside of
-//!   a system call (a kernel that finds a durable write done when it has handed it over flushes
-//!   the device right there);
+//! * the disk's: another file, written durably all the time; the store's own durable writes, timed
+//!   below the engine while its thread was there to see them end; that thread, held by the disk
+//!   while it hands operations over (a kernel that finds a durable write done when it has handed it
+//!   over flushes the device right there). In any other system call it waits by its own fault, and
+//!   so do appends that wait for zeros or for a file in preparation;
 //! * the machine's: on each core a thread that only sleeps, in front of all others if it may be
 //!   (root), and the kernel's count of how long the shard waited for a core. Short absences add
 //!   up;
 //! * the store's own is what nobody has seen.
+//!
+//! They do not tell who made the disk slow: what the store asks of it besides (reads, zeros, new
+//! files) the other file's writes feel as well. And the shard that waits for a core may wait for the
+//! load's own tasks.
 //!
 //! Without producers there are no witnesses either: what is seen then is what an open store costs
 //! that nobody uses.
@@ -319,4 +324,84 @@ fn descriptors() -> Result<usize, Failure> {
     Ok(fs::read_dir(path)
         .map_err(Failure::io("read", path))?
         .count())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+    use std::thread;
+
+    use alluvium::backends::BackendKind;
+    use alluvium::backends::layer::Layer;
+
+    use super::*;
+
+    /// Durable writes from one stop of the shard to the next, and how many stops there are.
+    const EVERY: u64 = 20;
+    const STOPS: u64 = 10;
+
+    /// Stops the shard now and then, as a store does that has something wrong with it.
+    #[derive(Clone)]
+    struct Stops {
+        times: StoreTimes,
+        writes: Arc<AtomicU64>,
+    }
+
+    impl Layer for Stops {
+        fn before(&self, operation: &'static str, path: &Path) {
+            self.times.before(operation, path);
+            if operation == "write_durable" {
+                let before = self.writes.fetch_add(1, Ordering::Relaxed);
+                if before % EVERY == EVERY - 1 {
+                    thread::sleep(10 * PAUSE);
+                }
+            }
+        }
+
+        fn after(&self, operation: &'static str, path: &Path, took: Duration) {
+            self.times.after(operation, path, took);
+        }
+    }
+
+    /// The control of the judgement: what is our own is found, whatever disk and machine do besides.
+    #[test]
+    fn a_store_that_stops_by_itself_is_found_out() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let stops = Stops {
+                times: StoreTimes::default(),
+                writes: Arc::default(),
+            };
+            let opened = Store::builder(dir.path().join("store"))
+                .configure(|c| {
+                    c.shards = Shards::Count(1);
+                    c.segment_bytes = 16 << 20;
+                })
+                .backend(Layered::new(BackendKind::Tokio, stops.clone()))
+                .open();
+            let (store, _) = opened.await.expect("it opens");
+            let partition = store.create_partition(0).await.expect("it is new");
+            let witness = dir.path().join("witness");
+            let witnesses = Witnesses::start(&witness, &store, stops.times.clone());
+            let witnesses = witnesses.expect("they watch");
+            let (stop, pauses) = (Arc::default(), Arc::default());
+            let load = producer(&partition, &stop, &pauses);
+            while stops.writes.load(Ordering::Relaxed) <= EVERY * STOPS && !load.is_finished() {
+                tokio::time::sleep(PAUSE).await;
+            }
+            stop.store(true, Ordering::Relaxed);
+            joined(load).await.expect("it appends");
+            let seen = witnesses.stop().await.expect("they have watched");
+            let (count, spans) = pauses.take();
+            assert!(count >= STOPS - 1, "{count} pauses of {STOPS}");
+            let own = spans.iter().filter(|span| seen.whose(span) == Whose::Own);
+            // Disk and machine may have been slow at the same time, but not every time.
+            assert!(own.count() > 0, "{spans:?} are nobody's: {seen:?}");
+            close(&store).await.expect("it closes");
+        });
+    }
 }

@@ -1,7 +1,8 @@
 //! When something was slow, and whose a pause was.
 //!
 //! An append waits for three writes in a row at most: the one under way when it comes, the header
-//! of the next segment if there is none, and its own. So what explains a pause took a third of it.
+//! of the next segment if there is none, and its own. So what explains a pause took a third of it,
+//! within the pause: what was over when it had just begun kept nobody waiting.
 //! A machine that is not there is missed for as long as it is gone, in one piece or in several.
 
 use std::time::{Duration, Instant};
@@ -66,8 +67,14 @@ impl Timeline {
         self.around(pause).iter().map(new).sum()
     }
 
+    /// Whether one that was slow took a third of `pause`.
     fn explains(&self, pause: &Span) -> bool {
-        3 * self.longest_during(pause) >= pause.len()
+        let within = |span: &Span| {
+            let (from, to) = (span.from.max(pause.from), span.to.min(pause.to));
+            to.saturating_duration_since(from)
+        };
+        let longest = self.around(pause).iter().map(within).max();
+        3 * longest.unwrap_or_default() >= pause.len()
     }
 }
 
@@ -76,9 +83,9 @@ impl Timeline {
 pub(super) struct Seen {
     /// The witness file's writes.
     pub(super) disk: Timeline,
-    /// The store's own operations on its files.
+    /// The store's own durable writes.
     pub(super) store: Timeline,
-    /// The shard's threads waiting for the disk inside of a system call.
+    /// The shard's threads held by the disk while they hand operations over to it.
     pub(super) blocked: Timeline,
     /// No core, or one that stood still.
     pub(super) machine: Timeline,
@@ -97,8 +104,8 @@ pub(super) enum Whose {
 impl Seen {
     pub(super) fn whose(&self, pause: &Span) -> Whose {
         // A shard that was held up itself sees the ends of its operations late.
-        let shard_was_there = !self.shard.explains(pause);
-        let store_waited = shard_was_there && self.store.explains(pause);
+        let shard_was_late = 3 * self.shard.longest_during(pause) >= pause.len();
+        let store_waited = !shard_was_late && self.store.explains(pause);
         if self.disk.explains(pause) || self.blocked.explains(pause) || store_waited {
             Whose::Disk
         } else if 3 * self.machine.total_during(pause) >= pause.len() {
@@ -165,6 +172,9 @@ mod tests {
             ((300, 315), Whose::Machine),
             // A write of 4 ms explains no pause of 300.
             ((400, 700), Whose::Own),
+            // All but the last 2 ms of a write of 9, and of 10, were over when it began.
+            ((127, 140), Whose::Own),
+            ((210, 221), Whose::Own),
             // The shard was late: its writes say nothing.
             ((698, 712), Whose::Machine),
             ((798, 812), Whose::Own),

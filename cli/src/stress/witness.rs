@@ -75,7 +75,7 @@ fn push(spans: &Mutex<Vec<Span>>, span: Span) {
     }
 }
 
-/// Times what the store does with its files and what appends may wait for, and notes what it does
+/// Times the store's durable writes, which are what its appends wait for, and notes what it does
 /// besides.
 #[derive(Debug, Clone, Default)]
 pub(super) struct StoreTimes {
@@ -110,9 +110,9 @@ impl Layer for StoreTimes {
     }
 
     fn after(&self, operation: &'static str, _path: &Path, took: Duration) {
-        // Appends wait for no read, and for no preparation of a file: if they do, that is our own.
-        let waited_for = matches!(operation, "write_durable" | "write_at" | "sync_data");
-        if waited_for && took > SLOW {
+        // The load's appends are durable ones. They wait for no read, and for no preparation of a
+        // file (zeros and syncs are that alone here): if they do, that is our own.
+        if operation == "write_durable" && took > SLOW {
             let to = Instant::now();
             let from = to.checked_sub(took).unwrap_or(to);
             push(&self.slow, Span { from, to });
@@ -254,7 +254,7 @@ fn watch_core(core: usize, stop: &AtomicBool) -> Vec<Span> {
 struct ShardThreads {
     /// For want of a core.
     queued: Vec<Span>,
-    /// Waiting for the disk inside of a system call.
+    /// Held by the disk while it was given something to do.
     blocked: Vec<Span>,
 }
 
@@ -262,7 +262,7 @@ fn watch_threads(stop: &AtomicBool) -> ShardThreads {
     let threads = shard_threads();
     let mut waited = queued_for(&threads);
     let mut seen = ShardThreads::default();
-    let mut blocked_since = None;
+    let mut blocked = Looks::default();
     while !stop.load(Ordering::Relaxed) {
         let from = Instant::now();
         thread::sleep(INTERVAL);
@@ -272,20 +272,33 @@ fn watch_threads(stop: &AtomicBool) -> ShardThreads {
         let since = to.checked_sub(longer).unwrap_or(to);
         note(&mut seen.queued, GONE, since, longer);
         waited = now;
-        // Seen at two looks or more: it was so in between, or nearly.
-        match (
-            threads.iter().any(|thread| is_blocked(thread)),
-            blocked_since,
-        ) {
-            (true, None) => blocked_since = Some(from),
-            (false, Some(since)) => {
-                note(&mut seen.blocked, SLOW, since, to - since);
-                blocked_since = None;
-            }
-            _ => {}
+        if threads.iter().any(|thread| is_blocked(thread)) {
+            blocked.seen(from, to);
+        } else {
+            blocked.end(&mut seen.blocked);
         }
     }
+    blocked.end(&mut seen.blocked);
     seen
+}
+
+/// Something that is looked for again and again, and is taken to go on from one look to the next.
+#[derive(Debug, Default)]
+struct Looks(Option<Span>);
+
+impl Looks {
+    /// It was seen at `to`; the look before that was at `from`. So each look counts for the time
+    /// since the one before it, and a single one for no more.
+    fn seen(&mut self, from: Instant, to: Instant) {
+        self.0.get_or_insert(Span { from, to }).to = to;
+    }
+
+    /// It is not to be seen any more.
+    fn end(&mut self, slow: &mut Vec<Span>) {
+        if let Some(span) = self.0.take() {
+            note(slow, SLOW, span.from, span.len());
+        }
+    }
 }
 
 /// Where the kernel tells about the shards' threads.
@@ -312,12 +325,27 @@ fn queued_for(threads: &[PathBuf]) -> Duration {
     Duration::from_nanos(nanos.sum())
 }
 
-/// Whether a thread is in a sleep that no signal ends: it waits for a device.
+/// Whether the disk holds a thread that hands operations over to it.
 fn is_blocked(thread: &Path) -> bool {
-    let stat = fs::read_to_string(thread.join("stat")).unwrap_or_default();
+    let read = |name| fs::read_to_string(thread.join(name)).unwrap_or_default();
+    let stat = read("stat");
+    waits_for_device(&stat) && hands_over(&read("syscall"))
+}
+
+/// Whether a thread is in a sleep that no signal ends, by its `stat`.
+fn waits_for_device(stat: &str) -> bool {
     // The name in front of it is in parentheses, and may hold any.
     let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
     state.is_some_and(|state| state.starts_with('D'))
+}
+
+/// Whether the system call that a thread waits in, by its `syscall`, is that of a ring. A store that
+/// makes others on a shard's thread (on names, lengths or memory) pauses by its own fault, whatever
+/// they wait for.
+fn hands_over(syscall: &str) -> bool {
+    /// `io_uring_enter`, on every architecture that we build for.
+    const ENTER: &str = "426";
+    syscall.split_whitespace().next() == Some(ENTER)
 }
 
 /// Takes note of what took so long, if that was over `min`.
@@ -325,5 +353,82 @@ fn note(slow: &mut Vec<Span>, min: Duration, from: Instant, took: Duration) {
     if took > min && slow.len() < SPANS_MAX {
         let to = from + took;
         slow.push(Span { from, to });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn appends_wait_for_durable_writes_alone() {
+        let times = StoreTimes::default();
+        for operation in ["write_at", "sync_data", "read_at", "allocate", "set_len"] {
+            times.after(operation, Path::new(""), 3 * SLOW);
+        }
+        times.after("write_durable", Path::new(""), SLOW);
+        let noted = || times.slow.lock().map_or(0, |slow| slow.len());
+        assert_eq!(noted(), 0);
+        times.after("write_durable", Path::new(""), 3 * SLOW);
+        assert_eq!(noted(), 1);
+    }
+
+    #[test]
+    fn a_shard_that_the_disk_holds_is_one_that_hands_over_to_it() {
+        assert!(waits_for_device("77 (alluvium-0) D 1 77 77 0 -1 4194624"));
+        assert!(!waits_for_device("77 (alluvium-0) S 1 77 77 0 -1 4194624"));
+        assert!(!waits_for_device("77 (a) D 1) R 1 77 77 0 -1 4194624"));
+        assert!(!waits_for_device(""));
+        assert!(hands_over("426 0x7 0x2 0x1 0x9 0x7ffd 0x18 0x7ffd 0x7fc7"));
+        // unlinkat, munmap; a page fault; not waiting; not told.
+        for other in [
+            "263 0xffffff9c 0x7f",
+            "11 0x7f 0x1000",
+            "-1 0x7f 0x7f",
+            "running",
+            "",
+        ] {
+            assert!(!hands_over(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_tells_the_call_that_a_thread_waits_in() {
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        let waiting = thread::spawn(move || {
+            tell.send(gettid()).ok();
+            gone.recv().ok();
+        });
+        let path = format!("/proc/self/task/{}/syscall", told.recv().expect("it lives"));
+        // It is on its way there.
+        let call = loop {
+            let call = fs::read_to_string(&path).expect("the kernel tells");
+            if !call.starts_with("running") {
+                break call;
+            }
+            thread::yield_now();
+        };
+        let number = call.split_whitespace().next();
+        assert!(number.is_some_and(|number| number.parse::<u32>().is_ok()));
+        assert!(!hands_over(&call));
+        drop(go);
+        waiting.join().expect("it ends");
+    }
+
+    #[test]
+    fn a_single_look_counts_for_one_interval() {
+        let start = Instant::now();
+        let at = |looks: u32| start + INTERVAL * looks;
+        let (mut looks, mut slow) = (Looks::default(), Vec::new());
+        looks.seen(at(0), at(1));
+        looks.end(&mut slow);
+        assert_eq!(slow, [], "less than what is slow");
+        looks.seen(at(5), at(6));
+        looks.seen(at(6), at(7));
+        looks.end(&mut slow);
+        looks.end(&mut slow);
+        let (from, to) = (at(5), at(7));
+        assert_eq!(slow, [Span { from, to }]);
     }
 }

@@ -48,8 +48,8 @@ impl From<Ack> for AppendOptions {
 /// An append whose offsets are assigned and whose acknowledgement is still to come.
 ///
 /// The offsets are provisional: after a crash before [`acknowledged`](Self::acknowledged) the batch
-/// may be gone and its offsets given to another, unless the level is below `Durable`, where they
-/// are skipped. Dropping this does not cancel the append.
+/// may be gone and its offsets given to another, whatever the level. Those that were acknowledged
+/// below `Durable` and lost are skipped. Dropping this does not cancel the append.
 #[derive(Debug)]
 #[must_use = "the batch is not acknowledged before `acknowledged` returns"]
 pub struct PendingAppend {

@@ -283,6 +283,7 @@ impl<B: IoBackend> Partition<B> {
         self.tail.close();
         state.cache.clear();
         drop(state);
+        self.publish_the_end();
         for request in queue {
             request.refuse(Error::Closed);
         }

@@ -101,6 +101,7 @@ impl<B: IoBackend> Drop for AbandonOnDrop<B> {
             state.waiting_written.clear();
             state.waiting_durable.clear();
         }
+        self.0.publish_the_end();
     }
 }
 

@@ -109,6 +109,7 @@ impl<B: IoBackend> Partition<B> {
     pub(crate) async fn inspect(self: Rc<Self>, request: InspectRequest) -> Result<Inspection> {
         let (wanted, next_sequence, in_flight, noted) = {
             let state = self.state.borrow();
+            self.check_has_files(&state)?;
             let from = request.from_sequence;
             let mut rest = state.segments().filter(|s| s.header.sequence >= from);
             let wanted: Vec<_> = rest

@@ -170,8 +170,8 @@ pub(crate) struct Partition<B: IoBackend> {
     wake: LocalNotify,
     spare_ready: LocalNotify,
     name_work: Rc<NameCount>,
-    /// Wakes those who wait for offsets.
-    published: watch::Sender<Offsets>,
+    /// Wakes those who wait for offsets; gone when the partition has ended, which wakes them too.
+    published: RefCell<Option<watch::Sender<Offsets>>>,
     /// What readers on other threads see.
     tail: Arc<Tail>,
 }
@@ -342,7 +342,7 @@ impl<B: IoBackend> Partition<B> {
             wake: LocalNotify::default(),
             spare_ready: LocalNotify::default(),
             name_work: Rc::default(),
-            published,
+            published: RefCell::new(Some(published)),
             tail,
         });
         let mut sharers = shard.sharers.borrow_mut();
@@ -367,7 +367,12 @@ impl<B: IoBackend> Partition<B> {
 
     /// Where offsets are published.
     pub(crate) fn subscribe(&self) -> watch::Receiver<Offsets> {
-        self.published.subscribe()
+        let published = self.published.borrow();
+        published.as_ref().map_or_else(
+            // Who comes too late hears of the end at once.
+            || watch::channel(self.state.borrow().offsets).1,
+            watch::Sender::subscribe,
+        )
     }
 
     /// Largest encoded batch that is accepted, in bytes.
@@ -466,10 +471,7 @@ impl<B: IoBackend> Partition<B> {
 
     /// Shows a log end that has grown, which nobody waits for.
     fn publish_quietly(&self, offsets: Offsets) {
-        self.published.send_if_modified(|published| {
-            *published = offsets;
-            false
-        });
+        self.send_if(offsets, |_| false);
         // Last: who has an offset from here and waits for it must find it there.
         self.tail.publish(offsets);
     }
@@ -477,11 +479,24 @@ impl<B: IoBackend> Partition<B> {
     /// Shows offsets to readers, and wakes those who wait for them.
     fn publish(&self, offsets: Offsets) {
         self.tail.publish(offsets);
-        self.published.send_if_modified(|published| {
-            let changed = *published != offsets;
-            *published = offsets;
-            changed
-        });
+        self.send_if(offsets, |published| *published != offsets);
+    }
+
+    fn send_if(&self, offsets: Offsets, wakes: impl FnOnce(&Offsets) -> bool) {
+        if let Some(published) = &*self.published.borrow() {
+            published.send_if_modified(|published| {
+                let wakes = wakes(published);
+                *published = offsets;
+                wakes
+            });
+        }
+    }
+
+    /// Offsets are published no more: the partition has ended, and its shard may go on.
+    fn publish_the_end(&self) {
+        // Dropped without a borrow: it wakes.
+        let published = self.published.try_borrow_mut().map(|mut p| p.take());
+        drop(published);
     }
 }
 

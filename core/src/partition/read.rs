@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::fetch::Found;
-use super::{Mode, Partition, TailRead};
+use super::{Mode, Partition, State, TailRead};
 use crate::error::{CorruptionKind, Error, Result};
 use crate::format::{FormatError, StoredBatch, StoredRecord};
 use crate::io::IoBackend;
@@ -150,6 +150,16 @@ impl<B: IoBackend> Partition<B> {
         Ok(Fetched::new(batches, next.unwrap_or(end), offsets))
     }
 
+    /// Checks that the partition has not let go of its files: without them it looks as if it were
+    /// empty.
+    pub(super) fn check_has_files(&self, state: &State<B::File>) -> Result<()> {
+        match &state.mode {
+            Mode::Closed => Err(Error::Closed),
+            Mode::Failed(cause) if state.segments().next().is_none() => Err(self.failed(cause)),
+            _ => Ok(()),
+        }
+    }
+
     /// Offset of the first durable record whose timestamp is at or after `timestamp_ms`; `None`
     /// when every record is older.
     pub(crate) async fn offset_for_timestamp(
@@ -158,6 +168,7 @@ impl<B: IoBackend> Partition<B> {
     ) -> Result<Option<u64>> {
         let (segments, offsets) = {
             let state = self.state.borrow();
+            self.check_has_files(&state)?;
             (state.segments().cloned().collect::<Vec<_>>(), state.offsets)
         };
         let interval = self.context.config.index_interval_bytes;

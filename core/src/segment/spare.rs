@@ -47,15 +47,24 @@ pub(crate) async fn prepare_spare<B: IoBackend>(
     let path = request
         .dir
         .join(FileName::Segment(request.number).to_string());
-    match build(backend, request, &temporary, &path).await {
+    let made = async {
+        // An error says under which name the file is left.
+        let file = build(backend, request, &temporary).await;
+        let file = file.map_err(|e| (e, &temporary))?;
+        let renamed = backend.rename(&temporary, &path).await;
+        renamed.map_err(|e| (e, &temporary))?;
+        let synced = backend.sync_dir(&request.dir).await;
+        synced.map(|()| file).map_err(|e| (e, &path))
+    };
+    match made.await {
         Ok(file) => Ok(SpareFile {
             file,
             path,
             initialised_to: request.initialise_bytes,
         }),
-        Err(e) => {
-            if backend.remove_file(&temporary).await.is_err() {
-                // Best effort: recovery removes what is left.
+        Err((e, left)) => {
+            if backend.remove_file(left).await.is_err() {
+                // Best effort: recovery finds what is left.
             }
             if Error::is_no_space(&e) {
                 return Err(Error::NoSpace {
@@ -71,7 +80,6 @@ async fn build<B: IoBackend>(
     backend: &B,
     request: &SpareRequest,
     temporary: &Path,
-    path: &Path,
 ) -> std::io::Result<FailStop<B::File>> {
     let options = OpenOptions::CREATE_NEW.direct(request.direct);
     let file = FailStop::new(backend.open(temporary, options).await?);
@@ -92,8 +100,6 @@ async fn build<B: IoBackend>(
     file.write_all_at(block.freeze(), 0, Durability::Written)
         .await?;
     file.sync_data().await?;
-    backend.rename(temporary, path).await?;
-    backend.sync_dir(&request.dir).await?;
     Ok(file)
 }
 
