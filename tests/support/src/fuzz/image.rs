@@ -6,9 +6,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use alluvium_backends::sim::Sim;
-use alluvium_core::format::{
-    BATCH_HEADER_LEN, BatchHeader, SEGMENT_HEADER_LEN, SegmentHeader,
-};
+use alluvium_core::format::{BATCH_HEADER_LEN, BatchHeader, SEGMENT_HEADER_LEN, SegmentHeader};
 use alluvium_core::{
     Ack, Error, InspectRequest, OnCorruption, Partition, ReadLimits, Store, Visibility,
 };
