@@ -105,7 +105,7 @@ impl<B: IoBackend> Partition<B> {
         let number = {
             let mut state = self.state.borrow_mut();
             let number = state.next_number;
-            state.next_number += 1;
+            state.next_number = number.saturating_add(1);
             number
         };
         let request = self.context.spare_request(number, initialise_bytes);

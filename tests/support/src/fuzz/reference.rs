@@ -102,7 +102,7 @@ impl Judge<'_> {
                 }
                 verdict.log_start = verdict.log_start.max(u64_at(body, 16));
                 verdict.reserved_end = u64_at(body, 24);
-                sealed = body[1] == SEAL;
+                sealed = body[1] == SEAL && head.last_in_group;
             }
             in_group = !head.last_in_group;
             sequence = head.sequence.wrapping_add(1);
