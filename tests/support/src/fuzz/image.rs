@@ -6,7 +6,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use alluvium_backends::sim::Sim;
-use alluvium_core::format::{BATCH_HEADER_LEN, BatchHeader, SEGMENT_HEADER_LEN, SegmentHeader};
+use alluvium_core::format::{
+    BATCH_HEADER_LEN, Batch, BatchHeader, SEGMENT_HEADER_LEN, SegmentHeader,
+};
 use alluvium_core::{
     Ack, Error, InspectRequest, OnCorruption, Partition, ReadLimits, Store, Visibility,
 };
@@ -225,7 +227,12 @@ impl Visit {
                     drop(p.offset_for_timestamp(0).await);
                 }
                 if !self.read_only {
-                    let more = logs::batch(p.offsets().log_end(), 1);
+                    // What belongs at the offset, unless a forged log has none left.
+                    let end = p.offsets().log_end();
+                    let more = match end.checked_add(1) {
+                        Some(_) => logs::batch(end, 1),
+                        None => Batch::from_values(["x"]).unwrap(),
+                    };
                     drop(p.append(more).await);
                 }
             }
