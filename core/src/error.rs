@@ -266,6 +266,7 @@ pub enum Error {
     ControlBatch,
     /// An offset outside of what the partition holds. A reader goes on at `start`: after a trim that
     /// failed half-way it may be above what [`Partition::offsets`](crate::Partition::offsets) tells.
+    /// An append gets it when there are no offsets left; only forged headers bring a log there.
     #[error("offset {requested} is outside of {start} to {end}")]
     OutOfRange {
         /// The offset asked for.

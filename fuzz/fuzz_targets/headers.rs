@@ -1,4 +1,4 @@
-//! Any bytes as segment, store and control headers.
+//! Segment, STORE, batch and control headers.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| alluvium_testkit::fuzz::headers(data));

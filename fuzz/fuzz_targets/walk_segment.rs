@@ -1,4 +1,4 @@
-//! Any bytes as a segment.
+//! A segment after a script, or any bytes, walked strictly.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| alluvium_testkit::fuzz::walk_segment(data));

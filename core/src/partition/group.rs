@@ -17,6 +17,10 @@ use crate::segment::{ActiveSegment, GroupContext, PlacedGroup, Segment};
 /// disk before the first of them is acknowledged, and is renewed when half of it is used.
 pub(super) const RESERVATION: u64 = 1 << 16;
 
+/// Where a log ends for good: below it, neither an append nor its reservation overflows. No log gets
+/// there by appending; a forged header can begin there.
+const OFFSETS_END: u64 = u64::MAX - RESERVATION;
+
 /// Encoded length of a control batch.
 pub(super) const CONTROL_BATCH_LEN: usize = BATCH_HEADER_LEN + Control::LEN;
 
@@ -114,7 +118,17 @@ impl<B: IoBackend> Partition<B> {
                 Request::Append(append).refuse(error);
                 continue;
             }
-            next_offset += u64::from(append.batch.record_count());
+            let end = next_offset.checked_add(u64::from(append.batch.record_count()));
+            let Some(end) = end.filter(|end| *end <= OFFSETS_END) else {
+                let error = Error::OutOfRange {
+                    requested: next_offset,
+                    start: state.offsets.log_start(),
+                    end: OFFSETS_END,
+                };
+                Request::Append(append).refuse(error);
+                continue;
+            };
+            next_offset = end;
             len = with_front;
             forming.push(append);
         }

@@ -105,7 +105,7 @@ impl<B: IoBackend> Partition<B> {
         let number = {
             let mut state = self.state.borrow_mut();
             let number = state.next_number;
-            state.next_number += 1;
+            state.next_number = number.saturating_add(1);
             number
         };
         let request = self.context.spare_request(number, initialise_bytes);
@@ -296,7 +296,9 @@ fn retention(
     bytes_max: Option<u64>,
     oldest_kept_ms: Option<i64>,
 ) -> Option<u64> {
-    let mut total: u64 = sealed.iter().map(|s| s.file_bytes).sum();
+    // A forged header may claim any capacity.
+    let sizes = sealed.iter().map(|s| s.file_bytes);
+    let mut total = sizes.fold(0, u64::saturating_add);
     let mut target = None;
     for segment in sealed {
         let too_much = bytes_max.is_some_and(|max| total > max);
@@ -307,7 +309,7 @@ fn retention(
         if !too_much && !too_old {
             break;
         }
-        total -= segment.file_bytes;
+        total = total.saturating_sub(segment.file_bytes);
         target = Some(segment.end_offset);
     }
     target
@@ -369,6 +371,13 @@ mod tests {
         assert_eq!(retention(sealed(), Some(299), None), Some(10));
         assert_eq!(retention(sealed(), Some(100), None), Some(20));
         assert_eq!(retention(sealed(), Some(0), None), Some(30));
+    }
+
+    #[test]
+    fn sizes_that_a_forged_header_claims_do_not_overflow() {
+        let sealed = || facts(&[10, 20, 30], u64::MAX, None);
+        assert_eq!(retention(sealed(), Some(u64::MAX), None), None);
+        assert_eq!(retention(sealed(), Some(u64::MAX - 1), None), Some(10));
     }
 
     #[test]

@@ -242,7 +242,8 @@ impl InspectedSegment {
             .min(self.end_offset)
             .max(batch.base_offset());
         self.batch_count += 1;
-        self.record_count += end_offset - batch.base_offset();
+        let records = end_offset - batch.base_offset();
+        self.record_count = self.record_count.saturating_add(records);
         if detail == InspectDetail::Batches {
             self.batches.push(InspectedBatch {
                 position,

@@ -434,7 +434,11 @@ impl<B: IoBackend> Partition<B> {
             incarnation: self.incarnation(),
             offsets: state.offsets,
             segments: state.segments().count(),
-            used_bytes: state.segments().map(|s| s.end_position.get()).sum(),
+            // A forged header may claim any end of the segment before it.
+            used_bytes: state
+                .segments()
+                .map(|s| s.end_position.get())
+                .fold(0, u64::saturating_add),
             spares: state.spares.len(),
             failure: match &state.mode {
                 Mode::Failed(cause) => Some(self.failed(cause)),

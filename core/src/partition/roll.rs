@@ -233,7 +233,7 @@ impl<B: IoBackend> Partition<B> {
         if let Mode::Failed(cause) = &state.mode {
             return Err(self.failed(cause));
         }
-        state.next_sequence = header.sequence + 1;
+        state.next_sequence = header.sequence.saturating_add(1);
         let start = SEGMENT_HEADER_LEN as u64;
         let mut active = ActiveSegment::new(segment, start, 0, next.link, headroom);
         active.initialised_to = initialised_to;

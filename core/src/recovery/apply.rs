@@ -461,7 +461,7 @@ async fn next_segment<B: IoBackend>(
         spare
     } else {
         let number = log.next_number;
-        log.next_number += 1;
+        log.next_number = number.saturating_add(1);
         prepare_spare(backend, &context.spare_request(number, 0)).await?
     };
     let path = spare.path.clone();
@@ -486,7 +486,7 @@ async fn next_segment<B: IoBackend>(
         .map_err(|e| Error::io("write the header of", &path, e))?;
     let headroom = config.control_headroom_bytes(segment.header.alignment);
     log.report.segments += 1;
-    log.next_sequence += 1;
+    log.next_sequence = log.next_sequence.saturating_add(1);
     log.offsets = Offsets::new(log.offsets.log_start(), header_base);
     let link = log.link;
     let mut active = ActiveSegment::new(

@@ -144,8 +144,9 @@ pub(crate) async fn scan_segment<F: IoFile>(
         }
         durable = durable.max(found.durable_offset().unwrap_or(0));
         scan.generation = found.generation;
-        scan.sealed = sealed;
         in_group = !found.is_last_in_group();
+        // What goes on in place starts a group: inside of one, nothing would be looked for there.
+        scan.sealed = sealed && !in_group;
         let newest = newest_record(found.record_count, found.max_timestamp());
         scan.index.push(found.base_offset, position, newest);
         // The log's own time only: a producer's wrong clock must not become the log's.

@@ -1,12 +1,11 @@
 //! A whole store directory that somebody has altered: it opens or says why not, ends, and serves
 //! nothing that was not there.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use alluvium_backends::sim::{Sim, SimConfig};
+use alluvium_backends::sim::Sim;
 use alluvium_core::format::{
     BATCH_HEADER_LEN, Batch, BatchHeader, SEGMENT_HEADER_LEN, SegmentHeader,
 };
@@ -14,67 +13,52 @@ use alluvium_core::{
     Ack, Error, InspectRequest, OnCorruption, Partition, ReadLimits, Store, Visibility,
 };
 
-use super::batch::crc32;
 use super::input::Input;
+use super::machine::{Image, STORE, configure, image_of, machine, plant};
+use super::mend::{crc32, mend_header};
 use crate::logs;
 
-const STORE: &str = "/store";
 /// Most alterations of one input: more only take longer.
-const ALTERATIONS_MAX: usize = 12;
+const ALTERATIONS_MAX: usize = 8;
 /// Most reads of one opening; a store that was cut to pieces has no more readable stretches.
-const READS_MAX: usize = 2000;
-
-type Image = BTreeMap<PathBuf, Vec<u8>>;
-
-fn machine() -> Sim {
-    let mut config = SimConfig::new(7);
-    config.run_time_max = Duration::from_secs(600);
-    config.run_steps_max = 3_000_000;
-    Sim::new(config)
-}
-
-fn configure(config: &mut alluvium_core::StoreConfig) {
-    logs::small(config);
-    config.segment_bytes = 32 << 10;
-    config.initialise_ahead_bytes = 4096;
-}
+const READS_MAX: usize = 500;
 
 /// A store of several segments, sealed and not, trimmed, with a spare and indexes; the value of
 /// every record follows from its offset.
 fn sound() -> &'static Image {
     static IMAGE: OnceLock<Image> = OnceLock::new();
     IMAGE.get_or_init(|| {
-        let sim = machine();
+        let sim = machine(7);
         sim.create_dir_all("/").unwrap();
         let factory = sim.new_process();
         let process = factory.process();
         sim.block_on(async {
-            let builder = Store::builder(STORE).configure(configure);
+            let builder = Store::builder(STORE).configure(|config| {
+                configure(config);
+                config.spare_segments_max = 1;
+            });
             let (store, _) = builder.backend(factory).open().await.unwrap();
             let p = store.create_partition(1).await.unwrap();
-            logs::fill(&p, 120, 3).await;
-            p.trim_before(70).await.unwrap();
-            logs::fill(&p, 30, 4).await;
+            logs::fill(&p, 36, 3).await;
+            p.trim_before(20).await.unwrap();
+            logs::fill(&p, 9, 4).await;
             let weak = logs::batch(p.offsets().log_end(), 2);
             p.append_with(weak, Ack::Written).await.unwrap();
             let q = store.create_partition(2).await.unwrap();
-            logs::fill(&q, 9, 1).await;
+            logs::fill(&q, 5, 1).await;
             sim.sleep(Duration::from_millis(50)).await;
             logs::fill(&q, 2, 1).await;
         });
         sim.kill(process);
-        let files = sim.list_files().into_iter();
-        let read = |path: PathBuf| {
-            let bytes = sim.read_file(&path).unwrap();
-            (path, bytes)
-        };
-        files.map(read).collect()
+        image_of(&sim)
     })
 }
 
-/// Whole stores: the bytes say what is altered, with and without mended checksums.
+/// Whole stores: the first byte says how the store is opened, the others what is altered, with and
+/// without mended checksums.
 pub fn open_image(data: &[u8]) {
     let mut input = Input(data);
+    let how = input.byte();
     let mut image = sound().clone();
     let mut forged = false;
     for _ in 0..ALTERATIONS_MAX {
@@ -83,14 +67,24 @@ pub fn open_image(data: &[u8]) {
         }
         forged |= alter(&mut image, &mut input);
     }
-    for policy in [
-        OnCorruption::Refuse,
-        OnCorruption::Salvage,
-        OnCorruption::CutTail { partition: 1 },
-    ] {
-        visit(&image, policy, false, !forged);
+    let policy = match how % 4 {
+        0 => OnCorruption::Refuse,
+        1 => OnCorruption::CutTail { partition: 1 },
+        _ => OnCorruption::Salvage,
+    };
+    let visit = Visit {
+        policy,
+        read_only: how % 4 == 3,
+        inspect: how & 4 != 0,
+        honest: !forged,
+    };
+    let sim = plant(&image);
+    let seen = visit.run(&sim);
+    if seen.is_some() && !visit.read_only && how & 8 != 0 {
+        // What was recovered stays: nothing is lost by a second opening.
+        let again = visit.run(&sim);
+        assert!(forged || again >= seen, "{again:?} after {seen:?}");
     }
-    visit(&image, OnCorruption::Salvage, true, !forged);
 }
 
 /// Alters one thing; whether it has forged a checksum.
@@ -104,12 +98,14 @@ fn alter(image: &mut Image, input: &mut Input<'_>) -> bool {
     let Some(bytes) = image.get_mut(path) else {
         return false;
     };
-    let at = (usize::from(input.u16()) * 8).min(bytes.len());
+    let at = (usize::from(input.u16() % 2048) * 8).min(bytes.len());
     match what {
         0 => {
-            let patch = input.bytes(16);
-            let end = (at + patch.len()).min(bytes.len());
-            bytes[at..end].copy_from_slice(&patch[..end - at]);
+            // Turned over, not replaced: a fuzzer that sees the right checksum in a comparison
+            // must not be able to put it there.
+            for (byte, flip) in bytes[at..].iter_mut().zip(input.bytes(16)) {
+                *byte ^= flip;
+            }
         }
         1 => {
             if let Some(byte) = bytes.get_mut(at) {
@@ -187,63 +183,78 @@ fn forge_batch(bytes: &mut [u8], at: usize, input: &mut Input<'_>) -> bool {
     let patch = input.bytes(8);
     let end = (place + patch.len()).min(BATCH_HEADER_LEN - 4);
     header[place..end].copy_from_slice(&patch[..end - place]);
-    let crc = crc32(&header[..BATCH_HEADER_LEN - 4]);
-    header[BATCH_HEADER_LEN - 4..].copy_from_slice(&crc.to_le_bytes());
+    mend_header(header);
     true
 }
 
-fn plant(image: &Image) -> Sim {
-    let sim = machine();
-    sim.create_dir_all(STORE).unwrap();
-    for (path, bytes) in image {
-        sim.write_file(path, bytes).unwrap();
-    }
-    sim
+/// One opening.
+#[derive(Debug, Clone, Copy)]
+struct Visit {
+    policy: OnCorruption,
+    read_only: bool,
+    inspect: bool,
+    /// Records must be those of the offset.
+    honest: bool,
 }
 
-/// Opens the image, reads everything, and closes. `honest`: records must be those of the offset.
-fn visit(image: &Image, policy: OnCorruption, read_only: bool, honest: bool) {
-    let sim = plant(image);
-    sim.block_on(async {
-        let builder = Store::builder(STORE).configure(|config| {
-            configure(config);
-            config.on_corruption = policy;
-        });
-        let builder = if read_only {
-            builder.read_only()
-        } else {
-            builder
-        };
-        let Ok((store, _)) = builder.backend(sim.new_process()).open().await else {
-            return;
-        };
-        for info in store.list_partitions().await.unwrap_or_default() {
-            let Ok(p) = store.partition(info.id).await else {
-                continue;
+impl Visit {
+    /// Opens the store, reads everything, appends, and closes. The number of records of partition 1
+    /// that can be read, if it opens.
+    fn run(self, sim: &Sim) -> Option<u64> {
+        sim.block_on(async {
+            let builder = Store::builder(STORE).configure(|config| {
+                configure(config);
+                config.on_corruption = self.policy;
+            });
+            let builder = if self.read_only {
+                builder.read_only()
+            } else {
+                builder
             };
-            read_through(&p, honest).await;
-            // Tells what it finds, or fails with a type.
-            drop(p.inspect(InspectRequest::default()).await);
-            drop(p.offset_for_timestamp(0).await);
-            if !read_only {
-                drop(p.append(Batch::from_values(["x"]).unwrap()).await);
+            let (store, _) = builder.backend(sim.new_process()).open().await.ok()?;
+            let mut seen = None;
+            for info in store.list_partitions().await.unwrap_or_default() {
+                let Ok(p) = store.partition(info.id).await else {
+                    continue;
+                };
+                let records = read_through(&p, self.honest).await;
+                if info.id == 1 {
+                    seen = Some(records);
+                }
+                if self.inspect {
+                    // Tells what it finds, or fails with a type.
+                    drop(p.inspect(InspectRequest::default()).await);
+                    drop(p.offset_for_timestamp(0).await);
+                }
+                if !self.read_only {
+                    // What belongs at the offset, unless a forged log has none left.
+                    let end = p.offsets().log_end();
+                    let more = match end.checked_add(1) {
+                        Some(_) => logs::batch(end, 1),
+                        None => Batch::from_values(["x"]).unwrap(),
+                    };
+                    drop(p.append(more).await);
+                }
             }
-        }
-        drop(store.close(Duration::from_secs(30)).await);
-    });
+            drop(store.close(Duration::from_secs(30)).await);
+            seen
+        })
+    }
 }
 
-async fn read_through(p: &Partition, honest: bool) {
+async fn read_through(p: &Partition, honest: bool) -> u64 {
+    let mut records = 0;
     let offsets = p.offsets();
     let mut at = offsets.log_start();
     for _ in 0..READS_MAX {
         if at >= offsets.durable() {
-            return;
+            break;
         }
         match p.read(at, ReadLimits::default(), Visibility::Durable).await {
             Ok(fetched) => {
                 for record in fetched.records() {
                     let Ok(record) = record else { break };
+                    records += 1;
                     let right = record.value[..] == logs::value(record.offset)[..];
                     assert!(right || !honest, "offset {} has other bytes", record.offset);
                 }
@@ -255,11 +266,12 @@ async fn read_through(p: &Partition, honest: bool) {
             }
             Err(Error::Corrupt(damage)) => match damage.offset_end {
                 Some(end) if end > at => at = end,
-                _ => return,
+                _ => break,
             },
-            Err(_) => return,
+            Err(_) => break,
         }
     }
+    records
 }
 
 /// Index files are never evidence: whatever they hold, the store opens and no read returns anything

@@ -5,22 +5,34 @@
 //! hold.
 
 mod batch;
+mod headers;
 mod image;
 mod input;
+mod machine;
+mod mend;
 mod ops;
+mod reference;
+mod scan;
+mod script;
+mod walk;
 
-pub use batch::{decode_batch, headers, walk_segment};
+pub use batch::{decode_batch, encode_batch};
+pub use headers::headers;
 pub use image::{open_image, open_index};
 pub use ops::ops_vs_model;
+pub use scan::scan_segment;
+pub use walk::walk_segment;
 
 /// A target: takes the bytes, panics when something does not hold.
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("decode_batch", decode_batch),
-    ("walk_segment", walk_segment),
+    ("encode_batch", encode_batch),
     ("headers", headers),
+    ("walk_segment", walk_segment),
+    ("scan_segment", scan_segment),
     ("open_image", open_image),
     ("open_index", open_index),
     ("ops_vs_model", ops_vs_model),
