@@ -320,9 +320,10 @@ impl Store {
             .shards
             .iter()
             .map(|shard| {
+                // First: who meets the end of the shard must find that it was asked for.
+                shard.close_bounds();
                 let (reply, answer) = oneshot::channel();
                 let sent = shard.send_close(deadline, reply);
-                shard.close_bounds();
                 (sent, answer)
             })
             .collect();
