@@ -320,10 +320,11 @@ impl Store {
             .shards
             .iter()
             .map(|shard| {
-                let (reply, answer) = oneshot::channel();
-                // First: whoever hears of the end by the shard's work asks why.
+                // First: who meets the end of the shard must find that it was asked for.
                 shard.close_bounds();
-                (shard.send_close(deadline, reply), answer)
+                let (reply, answer) = oneshot::channel();
+                let sent = shard.send_close(deadline, reply);
+                (sent, answer)
             })
             .collect();
         let mut result = Ok(());
