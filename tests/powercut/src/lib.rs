@@ -1,7 +1,8 @@
 //! A disk that loses power under a running process, as a FUSE file system.
 //!
 //! [`Disk`] is the model: what was written, and what of it is on stable media. [`Mount`] serves it
-//! through the kernel, so that every backend runs on it unchanged.
+//! through the kernel, so that every backend runs on it unchanged. [`Volume`] puts a file system of the
+//! kernel's on top of it, [`Bench`] a store with its judge.
 //!
 //! # Fault model
 //!
@@ -17,10 +18,19 @@
 //!
 //! Renames between directories are refused: the store needs none.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a panic is how a test reports a failure"
+)]
+
+mod bench;
 mod disk;
 mod file;
 mod mount;
 mod serve;
+mod volume;
 
+pub use bench::Bench;
 pub use disk::{Attributes, Disk, Kind, ROOT};
-pub use mount::{Mount, Options};
+pub use mount::{Mount, Options, Switch};
+pub use volume::{Layout, Volume};
