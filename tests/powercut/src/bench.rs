@@ -79,6 +79,13 @@ impl Bench {
         self.options.delay_max = delay_max;
     }
 
+    /// See [`Disk::tear_at_pages`]; before anything is mounted.
+    pub fn tear_at_pages(&mut self) {
+        if let Some(disk) = &mut self.disk {
+            disk.tear_at_pages();
+        }
+    }
+
     /// From now on, the disk answers flushes and does nothing.
     pub fn lie(&mut self) {
         match (&self.volume, &mut self.disk) {
