@@ -125,6 +125,8 @@ impl Writer {
     /// # Panics
     /// When there is no runtime.
     pub fn run(self) {
+        // The test harness has begun a line of its own, which would swallow the first step.
+        say_line("");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
@@ -197,7 +199,11 @@ const RECORDS_KEPT: u64 = 700;
 
 /// Writes one line with one call: the killer sees it whole or not at all.
 fn say(event: &Event) {
-    let line = format!("{event}\n");
+    say_line(&event.to_string());
+}
+
+fn say_line(text: &str) {
+    let line = format!("{text}\n");
     if std::io::stdout().lock().write_all(line.as_bytes()).is_err() {
         // Nobody listens any more.
         std::process::exit(3);
