@@ -83,6 +83,21 @@ pub trait Layer: Clone + Send + Sync + 'static {
         file.write_durable(buf, offset).await
     }
 
+    /// In place of [`IoFile::sync_data`], whose contract it has to keep.
+    async fn sync_data<F: IoFile>(&self, file: &F) -> io::Result<()> {
+        file.sync_data().await
+    }
+
+    /// In place of [`IoBackend::sync_dir`], whose contract it has to keep.
+    async fn sync_dir<B: IoBackend>(&self, backend: &B, dir: &Path) -> io::Result<()> {
+        backend.sync_dir(dir).await
+    }
+
+    /// In place of [`IoFile::allocate`], whose contract it has to keep.
+    async fn allocate<F: IoFile>(&self, file: &F, len: u64) -> io::Result<()> {
+        file.allocate(len).await
+    }
+
     /// In place of [`IoBackend::finish_calls`].
     fn finish_calls<B: IoBackend>(&self, backend: &B) -> bool {
         backend.finish_calls()
@@ -205,7 +220,7 @@ impl<B: IoBackend, L: Layer> IoBackend for LayeredBackend<B, L> {
 
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.layer.before("sync_dir", dir);
-        self.backend.sync_dir(dir).await
+        self.layer.sync_dir(&*self.backend, dir).await
     }
 
     fn map(&self, path: &Path, len: usize) -> io::Result<FileMap> {
@@ -297,11 +312,13 @@ impl<F: IoFile, L: Layer> IoFile for LayeredFile<F, L> {
     }
 
     async fn sync_data(&self) -> io::Result<()> {
-        self.seen("sync_data", self.file.sync_data()).await
+        self.seen("sync_data", self.layer.sync_data(&self.file))
+            .await
     }
 
     async fn allocate(&self, len: u64) -> io::Result<()> {
-        self.seen("allocate", self.file.allocate(len)).await
+        self.seen("allocate", self.layer.allocate(&self.file, len))
+            .await
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {

@@ -14,10 +14,11 @@ mod disk;
 use std::path::Path;
 use std::time::Duration;
 
+use alluvium::backends::layer::Layered;
 use alluvium::format::Batch;
-use alluvium::{BackendKind, Error, Partition, Result, Store};
+use alluvium::{BackendKind, Error, OpenStore, Partition, Result, Store};
 use alluvium_testkit::logs::{batch, close, fill, verify};
-use alluvium_testkit::stress::backends;
+use alluvium_testkit::stress::{Omit, backends};
 
 use disk::{SmallDisk, disks};
 
@@ -26,7 +27,7 @@ const SEGMENT_BYTES: u64 = 256 << 10;
 const SWEEP_BYTES: u64 = 2 << 20;
 const SWEEP_STEP: usize = 20 << 10;
 
-async fn open(dir: &Path, kind: BackendKind) -> Result<Store> {
+async fn open<O: OpenStore>(dir: &Path, backend: O) -> Result<Store> {
     let builder = Store::builder(dir).configure(|config| {
         config.segment_bytes = SEGMENT_BYTES;
         config.group_bytes_max = 32 << 10;
@@ -34,7 +35,11 @@ async fn open(dir: &Path, kind: BackendKind) -> Result<Store> {
         config.initialise_ahead_bytes = 32 << 10;
         config.seal_after = Duration::from_millis(5);
     });
-    builder.backend(kind).open().await.map(|(store, _)| store)
+    builder
+        .backend(backend)
+        .open()
+        .await
+        .map(|(store, _)| store)
 }
 
 /// Runs a check on every disk and backend, each in a fresh directory.
@@ -96,6 +101,29 @@ fn appends_are_refused_and_go_on_when_space_is_back() {
         let store = open(&dir, kind).await.unwrap();
         verify(&store.partition(1).await.unwrap(), 0, end + 500).await;
         close(&store).await;
+    });
+}
+
+/// The control: without blocks that were taken ahead, a full disk strikes in the middle of a write.
+#[test]
+fn a_store_that_takes_no_blocks_ahead_is_caught() {
+    everywhere(async |disk, kind| {
+        let omit = Omit {
+            allocation: true,
+            ..Omit::default()
+        };
+        let dir = disk.path().join("store");
+        let ballast = disk.leave(4 << 20);
+        let store = open(&dir, Layered::new(kind, omit)).await.unwrap();
+        let p = store.create_partition(1).await.unwrap();
+        let e = loop {
+            if let Err(e) = p.append(batch(p.offsets().log_end(), 30)).await {
+                break e;
+            }
+        };
+        assert!(!matches!(e, Error::NoSpace { .. }), "nobody noticed: {e:?}");
+        store.close(Duration::from_secs(30)).await.ok();
+        drop(ballast);
     });
 }
 
@@ -252,4 +280,39 @@ fn a_file_system_that_shuts_down_fails_appends_and_keeps_what_was_acknowledged()
         fill(&p, 20, 2).await;
         close(&store).await;
     });
+}
+
+/// The control: what was never made durable goes with the file system's journal.
+#[test]
+fn a_store_that_makes_nothing_durable_is_caught() {
+    everywhere(async |disk, kind| {
+        let omit = Omit {
+            durable_writes: true,
+            syncs: true,
+            ..Omit::default()
+        };
+        let dir = disk.path().join("store");
+        let store = open(&dir, Layered::new(kind, omit)).await.unwrap();
+        let p = store.create_partition(1).await.unwrap();
+        fill(&p, 300, 4).await;
+        disk.shut_down();
+        store.close(Duration::from_secs(30)).await.ok();
+        drop(store);
+        drop(p);
+        disk.mount_again();
+        let left = left_of(&dir, kind).await;
+        eprintln!("{kind} on {}: {left:?} of 300", disk.path().display());
+        assert!(left.is_none_or(|end| end < 300), "nothing was lost");
+    });
+}
+
+/// Log end of what is left of a store; `None` without a partition.
+async fn left_of(dir: &Path, kind: BackendKind) -> Option<u64> {
+    let store = open(dir, kind).await.ok()?;
+    let end = match store.partition(1).await {
+        Ok(p) => Some(p.offsets().log_end()),
+        Err(_) => None,
+    };
+    close(&store).await;
+    end
 }

@@ -69,6 +69,11 @@ fn what_was_acknowledged_survives_sigkill() {
         );
         assert_eq!(killer.tally.kills, cycles);
     }
+    if let Some(slow) = &slow {
+        let writes = slow.writes();
+        eprintln!("slow disk: {writes} writes");
+        assert!(writes > cycles, "the disk was not slowed: {writes} writes");
+    }
 }
 
 /// An acknowledgement that comes before the write has to be found out.

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 
 use rustix::io::Errno;
 
-use crate::file::Content;
+use crate::file::{Content, SECTOR};
 
 /// Number of the root directory.
 pub const ROOT: u64 = 1;
@@ -93,6 +93,7 @@ impl Directory {
 pub(crate) struct Chance {
     state: u64,
     percent: u64,
+    pub(crate) tear_bytes: usize,
 }
 
 impl Chance {
@@ -140,10 +141,19 @@ impl Disk {
         Self {
             inodes: HashMap::from([(ROOT, root)]),
             next: ROOT + 1,
-            chance: Chance { state, percent: 50 },
+            chance: Chance {
+                state,
+                percent: 50,
+                tear_bytes: SECTOR,
+            },
             capacity: 1 << 30,
             lying: false,
         }
+    }
+
+    /// Lets power cuts tear at multiples of 4096 bytes only, as on a drive with large sectors.
+    pub fn tear_at_pages(&mut self) {
+        self.chance.tear_bytes = 4096;
     }
 
     fn inode(&self, number: u64) -> Result<&Inode> {

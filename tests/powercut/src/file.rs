@@ -107,13 +107,26 @@ impl Content {
         if let Some(len) = choice.checked_sub(1).map(|i| self.lengths[i]) {
             stable.resize(len, 0);
         }
+        let sectors_per_unit = chance.tear_bytes / SECTOR;
+        let (mut unit, mut survives) = (None, false);
         for (sector, versions) in &self.versions {
+            if unit != Some(sector / sectors_per_unit) {
+                unit = Some(sector / sectors_per_unit);
+                survives = chance.survives();
+            }
             let at = sector * SECTOR;
-            if at >= stable.len() || !chance.survives() {
+            if at >= stable.len() || !survives {
                 continue;
             }
             let end = (at + SECTOR).min(stable.len());
-            let version = &versions[chance.below(versions.len())];
+            // Sectors that stand or fall together are all of the same age: the newest.
+            let newest = versions.len() - 1;
+            let alone = sectors_per_unit == 1;
+            let version = &versions[if alone {
+                chance.below(versions.len())
+            } else {
+                newest
+            }];
             stable[at..end].copy_from_slice(&version[..end - at]);
         }
         Self {

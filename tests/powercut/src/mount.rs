@@ -291,14 +291,9 @@ impl Mount {
         self.power.cut(&mut self.power.lock());
     }
 
-    /// Returns when the power has failed; `false` when it has not within `patience`.
-    pub fn wait_for_cut(&self, patience: Duration) -> bool {
-        let state = self.power.lock();
-        let waited = self
-            .power
-            .turned
-            .wait_timeout_while(state, patience, |state| state.on);
-        !waited.unwrap_or_else(PoisonError::into_inner).0.on
+    /// Whether the power has failed.
+    pub fn has_failed(&self) -> bool {
+        !self.power.lock().on
     }
 
     /// A handle for another thread.

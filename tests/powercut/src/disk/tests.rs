@@ -49,6 +49,21 @@ fn what_was_synced_survives_and_sectors_are_torn_one_by_one() {
 }
 
 #[test]
+fn pages_are_not_torn_where_they_stand_or_fall_as_a_whole() {
+    let mut kept = 0;
+    for seed in 0..100 {
+        let (mut disk, file) = with_file(seed);
+        disk.tear_at_pages();
+        disk.write(file, 512, &[1; 1024], false).expect("write");
+        disk.write(file, 0, &[2; 4096], false).expect("write");
+        let left = bytes(&disk.survivor(&[]), file);
+        assert!([[0; 4096], [2; 4096]].contains(&left[..].try_into().expect("a page")));
+        kept += usize::from(left[0] == 2);
+    }
+    assert!((10..90).contains(&kept), "{kept}");
+}
+
+#[test]
 fn a_later_write_through_is_not_undone_by_an_earlier_write() {
     for seed in 0..50 {
         let (mut disk, file) = with_file(seed);

@@ -19,18 +19,15 @@
     reason = "a panic is how a test reports a failure"
 )]
 
-mod bench;
-mod volume;
+mod cuts;
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use alluvium_backends::BackendKind;
-use alluvium_powercut::{Disk, Options};
+use alluvium_powercut::{Disk, Layout, Options, Volume};
 use alluvium_testkit::stress::{Behaviour, Writer, backends};
 
-use bench::Bench;
-use volume::{Layout, Volume};
+use cuts::{Cuts, scratch};
 
 /// Cuts per backend without `CUTS`.
 const CUTS: u64 = 15;
@@ -71,10 +68,10 @@ fn survives(layout: Layout, cuts: u64) {
     let seed = setting("SEED").unwrap_or(1);
     for (n, kind) in backends().into_iter().enumerate() {
         let begun = Instant::now();
-        let mut bench = Bench::new(kind, layout, seed + n as u64);
+        let mut store = Cuts::new(kind, layout, seed + n as u64);
         for cut in 0..cuts {
-            if let Err(violation) = bench.cut(Behaviour::Sound) {
-                let evidence = bench.keep_evidence();
+            if let Err(violation) = store.cut(Behaviour::Sound) {
+                let evidence = store.bench.keep_evidence(scratch());
                 panic!(
                     "{kind} on {layout:?}, seed {seed}, cut {cut}: {violation}; see {}",
                     evidence.display()
@@ -83,15 +80,15 @@ fn survives(layout: Layout, cuts: u64) {
         }
         eprintln!(
             "{kind} on {layout:?}: {:?} {:?}",
-            bench.tally,
+            store.tally(),
             begun.elapsed()
         );
         assert!(
-            bench.tally.judged.acknowledged > 5 * cuts,
+            store.bench.judged.acknowledged > 5 * cuts,
             "hardly anything was acknowledged"
         );
         assert!(
-            bench.tally.judged.records > cuts,
+            store.bench.judged.records > cuts,
             "hardly anything was read back"
         );
     }
@@ -104,12 +101,12 @@ fn a_disk_that_lies_about_its_flush_is_caught() {
             continue;
         }
         for kind in backends() {
-            let mut bench = Bench::new(kind, layout, 5);
+            let mut store = Cuts::new(kind, layout, 5);
             // A store that stands, so that more than its beginning can be lost.
-            bench.cut(Behaviour::Sound).unwrap();
-            bench.lie();
-            let violation = (0..CONTROL_CUTS).find_map(|_| bench.cut(Behaviour::Sound).err());
-            let tally = &bench.tally;
+            store.cut(Behaviour::Sound).unwrap();
+            store.bench.lie();
+            let violation = (0..CONTROL_CUTS).find_map(|_| store.cut(Behaviour::Sound).err());
+            let tally = store.tally();
             eprintln!("{kind} on {layout:?}, lying disk: {violation:?} after {tally:?}");
             assert!(
                 violation.is_some(),
@@ -119,19 +116,32 @@ fn a_disk_that_lies_about_its_flush_is_caught() {
     }
 }
 
+/// Every backend writes durably in its own way; only that is left out.
 #[test]
 fn a_store_whose_durable_writes_are_plain_is_caught() {
     for layout in [Layout::Plain, Layout::Ext4, Layout::Xfs] {
-        if !is_usable(layout) || !backends().contains(&BackendKind::Tokio) {
-            continue;
-        }
-        let mut bench = Bench::new(BackendKind::Tokio, layout, 6);
-        let violation = (0..CONTROL_CUTS).find_map(|_| bench.cut(Behaviour::PlainWrites).err());
-        let tally = &bench.tally;
-        eprintln!("plain writes on {layout:?}: {violation:?} after {tally:?}");
+        is_caught(layout, Behaviour::PlainWrites, 6);
+    }
+}
+
+/// On the disk itself: a file system makes names durable along with what is written into them.
+#[test]
+fn a_store_that_leaves_out_its_syncs_is_caught() {
+    is_caught(Layout::Plain, Behaviour::NoSyncs, 7);
+}
+
+fn is_caught(layout: Layout, behaviour: Behaviour, seed: u64) {
+    if !is_usable(layout) {
+        return;
+    }
+    for kind in backends() {
+        let mut store = Cuts::new(kind, layout, seed);
+        let violation = (0..CONTROL_CUTS).find_map(|_| store.cut(behaviour).err());
+        let tally = store.tally();
+        eprintln!("{kind} on {layout:?}, {behaviour:?}: {violation:?} after {tally:?}");
         assert!(
             violation.is_some(),
-            "nobody noticed the plain writes on {layout:?}"
+            "nobody noticed the {behaviour:?} of {kind} on {layout:?}"
         );
     }
 }
@@ -144,14 +154,14 @@ fn writes_of_the_dead_do_not_overwrite_those_of_the_living() {
     }
     let kills = setting("CUTS").unwrap_or(CUTS).div_ceil(3);
     for kind in backends() {
-        let mut bench = Bench::new(kind, Layout::Plain, 9);
-        bench.slow_down(Duration::from_millis(60));
+        let mut store = Cuts::new(kind, Layout::Plain, 9);
+        store.bench.slow_down(Duration::from_millis(60));
         for kill in 0..kills {
-            if let Err(violation) = bench.kill() {
+            if let Err(violation) = store.kill() {
                 panic!("{kind}, kill {kill}: {violation}");
             }
         }
-        eprintln!("{kind}, slow disk: {:?}", bench.tally);
+        eprintln!("{kind}, slow disk: {:?}", store.tally());
     }
 }
 
@@ -165,7 +175,7 @@ fn setting(name: &str) -> Option<u64> {
 
 /// Whether such a disk can be mounted here. Says so when not, past the capture of test output.
 fn is_usable(layout: Layout) -> bool {
-    let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let place = tempfile::tempdir_in(scratch()).unwrap();
     let mounted = Volume::mount(Disk::new(0), place.path(), layout, Options::default());
     match mounted.and_then(Volume::unmount) {
         Ok(_) => true,

@@ -15,7 +15,7 @@
 
 mod event;
 mod judge;
-mod plain;
+mod omit;
 mod rng;
 mod victim;
 mod writer;
@@ -27,7 +27,7 @@ use alluvium_core::{Error, OpenStore, RecoveryReport, Shards, Store, StoreConfig
 
 pub use event::Event;
 pub use judge::{Judge, Judged};
-pub use plain::PlainWrites;
+pub use omit::Omit;
 pub use rng::Rng;
 pub use victim::Victim;
 pub use writer::{Behaviour, SlotPlan, Writer};

@@ -1,6 +1,7 @@
 //! The writing process, as the one that kills it sees it.
 
 use std::io::{self, BufRead, BufReader};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use super::{Event, Writer};
@@ -41,6 +42,11 @@ impl Victim {
     /// Number of the process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What it says comes through this.
+    pub fn pipe(&self) -> BorrowedFd<'_> {
+        self.lines.get_ref().as_fd()
     }
 
     /// The next event; `None` when the process has let go of the pipe.

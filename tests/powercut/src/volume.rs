@@ -11,7 +11,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use alluvium_powercut::{Disk, Mount, Options};
+use crate::{Disk, Mount, Options};
 
 /// Attempts to let go of a file system, ten milliseconds apart: the calls of a process that was
 /// killed end a moment later.
@@ -19,7 +19,7 @@ const UNMOUNT_ATTEMPTS: u32 = 1000;
 
 /// What is between the store and the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Layout {
+pub enum Layout {
     /// Nothing.
     Plain,
     /// ext4 on a loop device.
@@ -30,11 +30,24 @@ pub(crate) enum Layout {
 
 impl Layout {
     /// The directory of the store on a volume at `place`.
-    pub(crate) fn store(self, place: &Path) -> PathBuf {
+    pub fn store(self, place: &Path) -> PathBuf {
         match self {
             Self::Plain => place.join("store"),
             Self::Ext4 | Self::Xfs => place.join("fs").join("store"),
         }
+    }
+
+    /// The directory of the disk itself, which holds the image of a block device.
+    pub fn disk(self, place: &Path) -> PathBuf {
+        match self {
+            Self::Plain => place.to_path_buf(),
+            Self::Ext4 | Self::Xfs => place.join("disk"),
+        }
+    }
+
+    /// The file of the disk that is the block device.
+    pub fn image(self, place: &Path) -> PathBuf {
+        self.disk(place).join("image")
     }
 
     fn file_system(self) -> Option<FileSystem> {
@@ -64,20 +77,19 @@ struct FileSystem {
 
 /// A mounted disk, with what lies on it.
 #[derive(Debug)]
-pub(crate) struct Volume {
+pub struct Volume {
     // Goes first: it lies on the disk.
     device: Option<Device>,
-    pub(crate) mount: Mount,
+    /// The disk.
+    pub mount: Mount,
 }
 
 impl Volume {
     /// Mounts `disk` in the directory `place`; makes the file system if there is none yet.
-    pub(crate) fn mount(
-        disk: Disk,
-        place: &Path,
-        layout: Layout,
-        options: Options,
-    ) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// Those of mounting, of `losetup` and of `mkfs`.
+    pub fn mount(disk: Disk, place: &Path, layout: Layout, options: Options) -> io::Result<Self> {
         let Some(file_system) = layout.file_system() else {
             let mount = Mount::new(disk, place, options)?;
             return Ok(Self {
@@ -85,11 +97,11 @@ impl Volume {
                 mount,
             });
         };
-        let (below, above) = (place.join("disk"), place.join("fs"));
+        let (below, above) = (layout.disk(place), place.join("fs"));
         fs::create_dir_all(&below)?;
         fs::create_dir_all(&above)?;
         let mount = Mount::new(disk, &below, options)?;
-        let device = Device::attach(&below, &above, &file_system)?;
+        let device = Device::attach(&layout.image(place), &above, &file_system)?;
         Ok(Self {
             device: Some(device),
             mount,
@@ -97,7 +109,10 @@ impl Volume {
     }
 
     /// Unmounts, and returns the disk: as it was, or what the power cut left of it.
-    pub(crate) fn unmount(self) -> io::Result<Disk> {
+    ///
+    /// # Errors
+    /// Those of unmounting.
+    pub fn unmount(self) -> io::Result<Disk> {
         drop(self.device);
         self.mount.unmount()
     }
@@ -111,17 +126,18 @@ struct Device {
 }
 
 impl Device {
-    fn attach(disk: &Path, at: &Path, file_system: &FileSystem) -> io::Result<Self> {
-        let image = disk.join("image");
+    fn attach(image: &Path, at: &Path, file_system: &FileSystem) -> io::Result<Self> {
         let is_new = !image.exists();
         if is_new {
-            let file = File::create(&image)?;
+            let file = File::create(image)?;
             file.set_len(file_system.image_bytes)?;
             file.sync_all()?;
-            File::open(disk)?.sync_all()?;
+            if let Some(disk) = image.parent() {
+                File::open(disk)?.sync_all()?;
+            }
         }
         let find = ["losetup", "--find", "--show", "--direct-io=on"];
-        let name = run(&find, &image)?.trim().to_owned();
+        let name = run(&find, image)?.trim().to_owned();
         let mut device = Self {
             name,
             mounted_at: None,
