@@ -95,10 +95,11 @@ impl Log {
 
     /// What is not among the records can never appear again.
     pub(crate) fn bury(&mut self) {
-        let alive: BTreeSet<u64> = self.records.values().map(|(name, _)| name.batch).collect();
-        for (batch, submitted) in &mut self.submitted {
-            submitted.alive &= alive.contains(batch);
-        }
+        // In order of offsets they are nearly in order.
+        let mut kept: Vec<u64> = self.records.values().map(|(name, _)| name.batch).collect();
+        kept.sort_unstable();
+        self.submitted
+            .retain(|batch, submitted| submitted.alive && kept.binary_search(batch).is_ok());
     }
 
     /// Judges what a recovery brought back, and takes it over.
@@ -151,6 +152,8 @@ impl Log {
             .iter()
             .map(|(o, n)| (*o, (*n, Ack::Durable)))
             .collect();
+        // Nothing below can be shown again.
+        self.shown = self.shown.split_off(&start);
         self.log_start = start;
         self.durable = end;
         (self.trimming, self.truncating) = (None, None);
@@ -176,7 +179,7 @@ impl Log {
             );
             let Some(submitted) = self.submitted.get(batch) else {
                 return Err(format!(
-                    "P4 offset {offset}: batch {batch} was never submitted here"
+                    "P4/P6 offset {offset}: batch {batch} was cut, refused or lost, or never submitted"
                 ));
             };
             let known = self
