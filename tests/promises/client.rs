@@ -117,7 +117,9 @@ impl Client {
     /// Several appends at once, in order.
     async fn burst(&mut self, n: usize, handle: &Partition) {
         let mut waiting = Vec::new();
-        let most = if self.rng.percent(40) { 24 } else { 6 };
+        // Many, each with time for a group of its own, or a few in a row.
+        let many = self.rng.percent(40);
+        let most = if many { 24 } else { 6 };
         for _ in 0..self.rng.range(2, most) {
             let Some((batch, id)) = self.submit(n, handle) else {
                 break;
@@ -127,7 +129,9 @@ impl Client {
                 Ok(answer) => waiting.push((answer, id)),
                 Err(refused) => self.shared.answered(n, handle, id, Err(refused.error)),
             }
-            if self.rng.percent(30) {
+            if many {
+                self.pause(5).await;
+            } else if self.rng.percent(30) {
                 self.pause(60).await;
             }
         }

@@ -4,7 +4,7 @@ use alluvium_testkit::coverage;
 use alluvium_testkit::simulation::Coverage as _;
 
 /// Fewest times that everything must have happened in a full run.
-const ENOUGH: u64 = 100;
+const ENOUGH: u64 = 50;
 
 coverage! {
     /// Counts of what happened.

@@ -22,6 +22,7 @@ impl Latency {
 }
 
 /// The machine that a [`Sim`](super::Sim) simulates. Every field is free to be changed.
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 #[derive(Debug, Clone)]
 pub struct SimConfig {
     /// Fixes everything that chance decides.

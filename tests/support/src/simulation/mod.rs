@@ -62,12 +62,13 @@ impl Lineage {
     /// The one that the environment asks for.
     pub fn from_environment() -> Option<Self> {
         let seed = std::env::var("SEED").ok()?;
-        let mut text = format!("SEED={seed}");
+        let mut words = vec![format!("SEED={seed}")];
         for name in ["LIVES", "WITHOUT", "STEPS", "CRASHES", "FAULTS", "NESTED"] {
             if let Ok(value) = std::env::var(name) {
-                text.push_str(&format!(" {name}={value}"));
+                words.push(format!("{name}={value}"));
             }
         }
+        let text = words.join(" ");
         Some(text.parse().unwrap_or_else(|e| panic!("{e}")))
     }
 

@@ -113,18 +113,18 @@ impl<C: Coverage> Summary<C> {
     pub fn text(&self) -> String {
         let per_second =
             |time: Duration| u128::from(self.cases) * 1_000_000 / time.as_micros().max(1);
-        let mut text = format!(
-            "{} cases in {} lineages, {:.1?}: {} cases/s, {} cases/s and core\n",
+        let counts = self.coverage.all().into_iter();
+        let counts: String = counts
+            .map(|(name, count)| format!("{count:>12} {name}\n"))
+            .collect();
+        format!(
+            "{} cases in {} lineages, {:.1?}: {} cases/s, {} cases/s and core\n{counts}",
             self.cases,
             self.lineages,
             self.elapsed,
             per_second(self.elapsed),
             per_second(self.cpu),
-        );
-        for (name, count) in self.coverage.all() {
-            text.push_str(&format!("{count:>12} {name}\n"));
-        }
-        text
+        )
     }
 }
 
