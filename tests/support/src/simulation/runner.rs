@@ -114,9 +114,10 @@ impl<C: Coverage> Summary<C> {
         let per_second =
             |time: Duration| u128::from(self.cases) * 1_000_000 / time.as_micros().max(1);
         let counts = self.coverage.all().into_iter();
-        let counts: String = counts
-            .map(|(name, count)| format!("{count:>12} {name}\n"))
+        let counts: Vec<String> = counts
+            .map(|(name, count)| format!("{count:>12} {name}"))
             .collect();
+        let counts = counts.join("\n");
         format!(
             "{} cases in {} lineages, {:.1?}: {} cases/s, {} cases/s and core\n{counts}",
             self.cases,

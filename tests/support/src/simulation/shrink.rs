@@ -5,6 +5,7 @@
 //! come to nothing: then the next one is tried.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use super::{Lineage, Ran};
 
@@ -19,13 +20,15 @@ pub struct Smallest {
     pub runs: u64,
 }
 
-/// Most runs that a reduction takes.
+/// Most runs that a reduction takes, and how long: a lineage that hangs takes its time to say so.
 const RUNS_MAX: u64 = 2_000;
+const TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Reduces `lineage`, which came to `ran`, by running parts of it.
 pub fn shrink(lineage: &Lineage, ran: &Ran, run: impl FnMut(&Lineage) -> Ran) -> Smallest {
     let promise = promise_of(ran).to_owned();
     let mut search = Search {
+        begin: Instant::now(),
         best: Smallest {
             lineage: lineage.clone(),
             ran: ran.clone(),
@@ -42,7 +45,7 @@ pub fn shrink(lineage: &Lineage, ran: &Ran, run: impl FnMut(&Lineage) -> Ran) ->
         search.faults();
         search.steps();
         search.crashes();
-        if search.best.lineage == before || search.best.runs >= RUNS_MAX {
+        if search.best.lineage == before || search.is_over() {
             return search.best;
         }
     }
@@ -55,15 +58,20 @@ fn promise_of(ran: &Ran) -> &str {
 }
 
 struct Search<R> {
+    begin: Instant,
     best: Smallest,
     promise: String,
     run: R,
 }
 
 impl<R: FnMut(&Lineage) -> Ran> Search<R> {
+    fn is_over(&self) -> bool {
+        self.best.runs >= RUNS_MAX || self.begin.elapsed() >= TIME_MAX
+    }
+
     /// Takes the candidate over when it breaks the same promise.
     fn improves(&mut self, candidate: Lineage) -> bool {
-        if self.best.runs >= RUNS_MAX {
+        if self.is_over() {
             return false;
         }
         self.best.runs += 1;
