@@ -98,5 +98,5 @@ pub use partition::{
     Ack, Appended, Fetched, InspectDetail, InspectRequest, InspectedBatch, InspectedSegment,
     Inspection, PartitionInfo, ReadLimits, Visibility,
 };
-pub use recovery::{PartitionReport, RecoveryReport, TailCase};
+pub use recovery::{BehindEnd, ChainEnd, PartitionReport, RecoveryReport, TailCase, TailFacts};
 pub use store::{ConfiguredBuilder, OpenRequest, OpenStore, Store, StoreBuilder, StoreInfo};

@@ -1,12 +1,15 @@
-//! A case: one disk, several lives.
+//! A lineage: one disk, several lives.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use std::time::Duration;
 
-use alluvium::backends::sim::{CrashKind, Sim, SimConfig, Stop};
+use alluvium::StoreConfig;
+use alluvium::backends::sim::{CrashKind, Sim, Stop};
+use alluvium_testkit::simulation::{Coverage as _, Lineage, Ran};
 
+use crate::coverage::Coverage;
+use crate::machine;
 use crate::model::Loss;
 use crate::rng::Rng;
 use crate::workload::{self, Shared, World};
@@ -15,264 +18,192 @@ use crate::workload::{self, Shared, World};
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Options {
     pub(crate) lying_flush: bool,
-    pub(crate) trace: bool,
+    /// The trace covers every byte.
+    pub(crate) trace_bytes: bool,
+    /// Tell what happens.
+    pub(crate) verbose: bool,
 }
 
-/// What a run came across; a run that misses one of these proves less than it says.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Coverage {
-    pub(crate) kills: u64,
-    pub(crate) power_losses: u64,
-    /// Crashes before the recovery of that life had ended.
-    pub(crate) in_recovery: u64,
-    /// Kills with operations still in flight.
-    pub(crate) zombies: u64,
-    pub(crate) clean: u64,
-    pub(crate) unsealed: u64,
-    pub(crate) torn: u64,
-    pub(crate) skipped: u64,
-    pub(crate) reopened: u64,
-    pub(crate) closed: u64,
-    pub(crate) spares: u64,
-    pub(crate) trimmed: u64,
-    pub(crate) truncated: u64,
-    pub(crate) deleted: u64,
-    pub(crate) dropped: u64,
-}
-
-impl Coverage {
-    fn counts(&self) -> [(&'static str, u64); 15] {
-        [
-            ("kills", self.kills),
-            ("power losses", self.power_losses),
-            ("crashes in recovery", self.in_recovery),
-            ("zombies", self.zombies),
-            ("clean", self.clean),
-            ("unsealed", self.unsealed),
-            ("torn", self.torn),
-            ("skipped offsets", self.skipped),
-            ("reopened", self.reopened),
-            ("closed", self.closed),
-            ("spares", self.spares),
-            ("trimmed", self.trimmed),
-            ("truncated", self.truncated),
-            ("deleted", self.deleted),
-            ("dropped", self.dropped),
-        ]
-    }
-
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.kills += other.kills;
-        self.power_losses += other.power_losses;
-        self.in_recovery += other.in_recovery;
-        self.zombies += other.zombies;
-        self.clean += other.clean;
-        self.unsealed += other.unsealed;
-        self.torn += other.torn;
-        self.skipped += other.skipped;
-        self.reopened += other.reopened;
-        self.closed += other.closed;
-        self.spares += other.spares;
-        self.trimmed += other.trimmed;
-        self.truncated += other.truncated;
-        self.deleted += other.deleted;
-        self.dropped += other.dropped;
-    }
-
-    pub(crate) fn assert_complete(&self) {
-        for (what, count) in self.counts() {
-            assert!(count >= 100, "the run hardly met: {what} ({count})");
-        }
-    }
-}
-
-fn simulation(seed: u64, options: Options) -> Sim {
-    let mut rng = Rng(seed ^ 0xD15C);
-    let mut config = SimConfig::new(seed);
-    config.lying_flush = options.lying_flush;
-    config.run_time_max = Duration::from_secs(120);
-    if rng.chance(20) {
-        config.short_per_mille = 20;
-        config.interrupted_per_mille = 10;
-    }
-    let sim = Sim::new(config);
-    sim.create_dir_all("/").unwrap();
-    sim
-}
-
-/// A world without injected errors.
-pub(crate) fn fresh_world(seed: u64) -> Shared {
-    let world = world(seed, false);
-    world.borrow_mut().faults = false;
-    world
-}
-
-fn world(seed: u64, trace: bool) -> Shared {
+/// A world that nothing has happened to.
+pub(crate) fn world(lineage: &Lineage, verbose: bool) -> Shared {
     Rc::new(RefCell::new(World {
         logs: BTreeMap::new(),
         unsure: BTreeSet::new(),
         next_batch: 0,
         next_producer: 0,
         loss: Loss::Nothing,
-        rng: Rng(seed),
+        rng: Rng::of(lineage.seed, 0, 0),
         coverage: Coverage::default(),
-        faults: true,
+        lineage: lineage.clone(),
+        life: 0,
+        ran: Ran::default(),
         faulty: false,
-        opened: false,
-        trace,
+        recovered: false,
+        verbose,
     }))
 }
 
-/// Runs one case; returns how many crashes it had, or the violation.
-pub(crate) fn run_case(seed: u64, options: Options, total: &mut Coverage) -> Result<u64, String> {
-    let sim = simulation(seed, options);
-    let world = world(seed, options.trace);
-    let config = workload::config(seed);
-    let lives = 6 + world.borrow_mut().rng.below(10);
-    let mut crashes = 0;
-    for _ in 0..lives {
+/// Runs one lineage.
+pub(crate) fn run(lineage: &Lineage, options: Options, coverage: &mut Coverage) -> Ran {
+    let sim = machine::simulation(lineage, options);
+    let mut chain = Chain {
+        world: world(lineage, options.verbose),
+        config: machine::config(lineage.seed),
+        sim,
+        depth: 0,
+    };
+    let lives = machine::lives(lineage.seed);
+    let violation = (0..lives)
+        .filter(|life| lineage.lives(*life))
+        .find_map(|life| chain.life(life).err());
+    if violation.is_some() && options.verbose {
+        describe(&chain.sim);
+    }
+    let mut world = chain.world.borrow_mut();
+    coverage.add(&world.coverage);
+    let mut ran = std::mem::take(&mut world.ran);
+    ran.violation = violation;
+    ran.trace = chain.sim.trace_hash();
+    ran
+}
+
+/// The lives of a lineage so far.
+struct Chain {
+    sim: Sim,
+    world: Shared,
+    config: StoreConfig,
+    /// Crashes in a row that struck a recovery.
+    depth: u64,
+}
+
+/// How a process ends.
+#[derive(Debug, Clone, Copy)]
+struct Death {
+    kind: CrashKind,
+    /// Counted operations from its beginning.
+    at: u64,
+}
+
+impl Chain {
+    fn life(&mut self, life: u64) -> Result<(), String> {
+        let (lineage, mut rng) = {
+            let mut world = self.world.borrow_mut();
+            world.life = life;
+            world.ran.lives = life + 1;
+            (world.lineage.clone(), Rng::of(world.lineage.seed, life, 0))
+        };
+        let changed =
+            machine::change_between_lives(&self.sim, lineage.seed, life, &mut self.config);
+        self.world.borrow_mut().coverage.counts.other_surroundings += u64::from(changed);
+        let kind = kind(&mut rng);
+        // Early crashes strike the recovery.
+        let range = rng.pick(&[12, 60, 150]);
+        let drawn = 1 + rng.below(range);
+        let at = lineage.crashes.get(&life).copied().unwrap_or(drawn);
+        let phases = 2 + rng.below(8);
+        let struck = self.process(Death { kind, at }, phases)?;
+        let mut world = self.world.borrow_mut();
+        world.ran.cases += 1;
+        if let Some(at) = struck {
+            world.ran.crashes.insert(life, at);
+        }
+        drop(world);
+        if lineage.nested {
+            self.strike_recoveries(&mut rng)?;
+        }
+        Ok(())
+    }
+
+    /// One to three recoveries in a row that come to nothing.
+    fn strike_recoveries(&mut self, rng: &mut Rng) -> Result<(), String> {
+        self.depth = 0;
+        let wanted = 1 + rng.below(3);
+        let mut reach = 16;
+        while self.depth < wanted {
+            let (kind, at) = (kind(rng), 1 + rng.below(reach));
+            self.process(Death { kind, at }, 0)?;
+            if self.world.borrow().recovered {
+                // It was through before: strike earlier. A recovery has at least one operation.
+                assert!(reach > 1, "a recovery that changes nothing");
+                reach = (reach / 2).max(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// A process opens the store, judges it, works and dies. Returns the operation that it died at,
+    /// unless it came to its end before.
+    fn process(&mut self, death: Death, phases: u64) -> Result<Option<u64>, String> {
+        let sim = &self.sim;
         let factory = sim.new_process();
         let process = factory.process();
-        let (kind, at, phases) = {
-            let mut world = world.borrow_mut();
-            let kind = if world.rng.chance(40) {
-                CrashKind::Kill
-            } else {
-                CrashKind::PowerLoss
-            };
-            // Early crashes strike the recovery.
-            let range = [12, 60, 150][usize::try_from(world.rng.below(3)).unwrap()];
-            (
-                kind,
-                sim.op_count() + 1 + world.rng.below(range),
-                2 + world.rng.below(8),
-            )
-        };
-        world.borrow_mut().opened = false;
-        sim.crash_at_op(at, kind);
+        self.world.borrow_mut().recovered = false;
+        let begin = sim.op_count();
+        sim.crash_at_op(begin + death.at, death.kind);
         let life = workload::life(
             sim.clone(),
             factory,
-            Rc::clone(&world),
-            config.clone(),
+            Rc::clone(&self.world),
+            self.config.clone(),
             phases,
             false,
         );
         let end = sim.try_block_on(life);
         sim.cancel_crash();
-        let kind = match end {
+        let struck = match end {
             Ok(verdict) => {
-                if verdict.is_err() && options.trace {
-                    describe(&sim);
-                }
                 verdict?;
                 // It ended before the crash struck: let one strike now.
-                match kind {
+                match death.kind {
                     CrashKind::Kill => sim.kill(process),
                     CrashKind::PowerLoss => sim.power_loss(),
                 }
-                kind
+                None
             }
-            Err(Stop::Crashed) => kind,
+            Err(Stop::Crashed) => Some(death.at),
             Err(stop) => return Err(format!("P10 nobody may hang: {stop:?}")),
         };
-        crashes += 1;
-        let mut world = world.borrow_mut();
-        let zombies = sim.in_flight() > 0;
-        let in_recovery = !world.opened;
+        self.crashed(death.kind);
+        Ok(struck)
+    }
+
+    fn crashed(&mut self, kind: CrashKind) {
+        let mut world = self.world.borrow_mut();
+        let zombies = self.sim.in_flight() > 0;
+        let in_recovery = !world.recovered;
+        self.depth = if in_recovery { self.depth + 1 } else { 0 };
+        let coverage = &mut world.coverage.counts;
+        coverage.crashes_in_recovery += u64::from(in_recovery);
+        coverage.crashes_in_recovery_twice += u64::from(self.depth == 2);
+        coverage.crashes_in_recovery_thrice += u64::from(self.depth == 3);
+        coverage.take_depth(self.sim.counters().in_flight_at_crash);
         let loss = match kind {
-            CrashKind::Kill => Loss::Kill,
-            CrashKind::PowerLoss => Loss::Power,
+            CrashKind::Kill => {
+                coverage.kills += 1;
+                coverage.zombies += u64::from(zombies);
+                Loss::Kill
+            }
+            CrashKind::PowerLoss => {
+                coverage.power_losses += 1;
+                Loss::Power
+            }
         };
         world.loss = world.loss.max(loss);
-        world.coverage.in_recovery += u64::from(in_recovery);
-        match kind {
-            CrashKind::Kill => {
-                world.coverage.kills += 1;
-                world.coverage.zombies += u64::from(zombies);
-            }
-            CrashKind::PowerLoss => world.coverage.power_losses += 1,
-        }
-        if options.trace {
+        if world.verbose {
             eprintln!("crash: {kind:?}, in recovery {in_recovery}, zombies {zombies}");
-            for path in sim.list_files() {
+            for path in self.sim.list_files() {
                 eprintln!("  {}", path.display());
             }
         }
     }
-    total.add(&world.borrow().coverage);
-    Ok(crashes)
 }
 
-/// A crash at every operation of a workload, and again at every operation of the recovery.
-pub(crate) fn sweep(seeds: u64) -> u64 {
-    let mut crashes = 0;
-    for seed in 0..seeds {
-        for kind in [CrashKind::Kill, CrashKind::PowerLoss] {
-            for first in 1.. {
-                let mut second = 1;
-                loop {
-                    let (crashed, ended) = two_crashes(seed, kind, first, second);
-                    crashes += crashed;
-                    if crashed == 0 {
-                        break;
-                    }
-                    if ended {
-                        break;
-                    }
-                    second += 1;
-                }
-                if second == 1 && two_crashes(seed, kind, first, u64::MAX).0 == 0 {
-                    break;
-                }
-            }
-        }
+fn kind(rng: &mut Rng) -> CrashKind {
+    if rng.chance(40) {
+        CrashKind::Kill
+    } else {
+        CrashKind::PowerLoss
     }
-    crashes
-}
-
-/// The crashes that struck, and whether the recovery ended before its own.
-fn two_crashes(seed: u64, kind: CrashKind, first: u64, second: u64) -> (u64, bool) {
-    let sim = simulation(seed, Options::default());
-    let world = world(seed + 77, false);
-    let config = workload::config(seed);
-    let run = |at: Option<u64>, phases| {
-        let factory = sim.new_process();
-        if let Some(at) = at {
-            sim.crash_at_op(sim.op_count().saturating_add(at), kind);
-        }
-        let life = workload::life(
-            sim.clone(),
-            factory,
-            Rc::clone(&world),
-            config.clone(),
-            phases,
-            false,
-        );
-        let end = sim.try_block_on(life);
-        sim.cancel_crash();
-        let crashed = matches!(end, Err(Stop::Crashed));
-        if !crashed {
-            let place = format!("seed {seed}, {kind:?} at {first}, then at {second}");
-            end.unwrap_or_else(|stop| Err(format!("P10 {stop:?}")))
-                .expect(&place);
-            sim.power_loss();
-        }
-        let loss = if kind == CrashKind::Kill && crashed {
-            Loss::Kill
-        } else {
-            Loss::Power
-        };
-        let worst = world.borrow().loss.max(loss);
-        world.borrow_mut().loss = worst;
-        crashed
-    };
-    if !run(Some(first), 6) {
-        return (0, true);
-    }
-    let again = run(Some(second), 0);
-    run(None, 1);
-    (1 + u64::from(again), !again)
 }
 
 /// Prints the headers on the disk, for a replay.

@@ -1,4 +1,5 @@
-//! P7: a byte of a resting store is damaged. Whatever is read afterwards is what was written, or an
+//! P7: a resting store is damaged: a bit, a sector, or a piece that was written to a wrong place.
+//! Whatever is read afterwards is what was written, or an
 //! error that names the place.
 
 use std::rc::Rc;
@@ -6,14 +7,19 @@ use std::time::Duration;
 
 use alluvium::backends::sim::Sim;
 use alluvium::{Error, OnCorruption, Store};
+use alluvium_testkit::simulation::{Lineage, Tails};
 
+use crate::machine;
 use crate::rng::Rng;
 use crate::workload::{self, Shared};
 
-pub(crate) fn run(cases: u64) {
+/// Returns what recovery met.
+pub(crate) fn run(cases: u64) -> Tails {
     let (mut reported, mut readable) = (0, 0);
+    let mut tails = Tails::default();
     for seed in 0..cases {
-        let (was_reported, rest) = one(seed).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let (was_reported, rest) =
+            one(seed, &mut tails).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         reported += u64::from(was_reported);
         readable += u64::from(rest);
     }
@@ -26,13 +32,19 @@ pub(crate) fn run(cases: u64) {
         readable * 10 > reported,
         "the rest was readable in only {readable} of {reported}"
     );
+    tails
 }
 
-fn one(seed: u64) -> Result<(bool, bool), String> {
+fn one(seed: u64, tails: &mut Tails) -> Result<(bool, bool), String> {
     let sim = Sim::from_seed(seed);
-    let world = crate::case::fresh_world(seed);
-    let mut config = workload::config(seed);
+    let lineage = Lineage {
+        sound: true,
+        ..Lineage::new(seed)
+    };
+    let world = crate::case::world(&lineage, false);
+    let mut config = machine::config(seed);
     config.retention_bytes = None;
+    config.retention_age = None;
     let (process, phases) = (sim.new_process(), 6);
     let (shared, settings) = (Rc::clone(&world), config.clone());
     sim.block_on(workload::life(
@@ -61,14 +73,25 @@ fn one(seed: u64) -> Result<(bool, bool), String> {
     } else {
         4096 + rng.below((len - 4096) / 2)
     };
-    if rng.chance(50) {
+    if rng.chance(30) {
+        // A device that wrote one of its pieces to another place, too.
+        let mut bytes = sim.read_file(file).unwrap();
+        let mut sector = || 4096 + rng.below((len - 4096) / 1024) * 512;
+        let (from, to) = (
+            usize::try_from(sector()).unwrap(),
+            usize::try_from(sector()).unwrap(),
+        );
+        // One sector: the last batch and its seal, all evidence of it, stand in two.
+        bytes.copy_within(from..from + 512, to);
+        sim.write_file(file, &bytes).unwrap();
+    } else if rng.chance(50) {
         sim.flip_bit(file, at, u8::try_from(rng.below(8)).unwrap())
             .unwrap();
     } else {
         let sector = at / 512 * 512;
         sim.corrupt(file, sector..sector + 512).unwrap();
     }
-    sim.block_on(check(&sim, &world, &config, rng))
+    sim.block_on(check(&sim, &world, &config, rng, tails))
 }
 
 /// Whether the damage was reported, and whether records were readable beside it.
@@ -77,6 +100,7 @@ async fn check(
     world: &Shared,
     config: &alluvium::StoreConfig,
     mut rng: Rng,
+    tails: &mut Tails,
 ) -> Result<(bool, bool), String> {
     let open = |policy| {
         let mut config = config.clone();
@@ -93,7 +117,12 @@ async fn check(
             reported = true;
             sim.sleep(Duration::from_millis(5)).await;
             match open(OnCorruption::Salvage).await {
-                Ok((store, _)) => store,
+                Ok((store, report)) => {
+                    for partition in &report.partitions {
+                        tails.note(partition)?;
+                    }
+                    store
+                }
                 Err(Error::Corrupt(_)) => return Ok((true, false)),
                 Err(e) => return Err(format!("salvage: {e}")),
             }

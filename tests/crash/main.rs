@@ -1,12 +1,15 @@
 //! Simulated crashes of the whole store, bridge included, on recycled segments.
 //!
-//! One *case* is one seed: a simulated disk and a chain of lives of a store on it. In each life the
-//! store opens (recovers), everything it holds is read back and judged against a model that the
+//! One *lineage* is one seed: a simulated disk and a chain of lives of a store on it. In each life
+//! the store opens (recovers), everything it holds is read back and judged against a model that the
 //! store does not know ([`model`]), and a random workload runs ([`workload`]) until the process is
-//! killed or the power fails at a random disk operation: in the middle of the recovery, too.
+//! killed or the power fails at a random disk operation: in the middle of the recovery, too. One
+//! such crash and what is judged after it is a *case*.
 //!
-//! `CASES` sets the number of cases, `SEED` runs one and prints what happens. Every check names the
-//! promise that it judges (P1 to P11 in the crate documentation).
+//! `CASES`, `SECONDS`, `FIRST` and `THREADS` say how much is run; `SEED` runs one lineage and prints
+//! what happens (see `alluvium_testkit::simulation`). A lineage that fails is reduced, and its
+//! smallest form is kept in `regressions.txt`. Every check names the promise that it judges (P1 to
+//! P11 in the crate documentation).
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -14,127 +17,212 @@
     reason = "a test"
 )]
 
+mod appends;
 mod case;
+mod coverage;
 mod damage;
+mod machine;
 mod model;
 mod payload;
 mod rng;
+mod sweep;
 mod workload;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use alluvium_testkit::simulation::{
+    self, Coverage as _, Lineage, Settings, Summary, Tails, keep, regressions, setting,
+};
 
-use case::{Coverage, Options, run_case};
+use case::Options;
+use coverage::Coverage;
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
+/// How to run a lineage again.
+const REPLAY: &str = "cargo test --features sim --test crash no_crash";
+
+/// Lineages that once failed.
+const REGRESSIONS: &str = include_str!("regressions.txt");
+
+fn run_many(settings: Settings, options: Options) -> Summary<Coverage> {
+    simulation::run(settings, |lineage, coverage| {
+        case::run(lineage, options, coverage)
+    })
 }
 
-/// Runs cases on two threads until `crashes` crashes have happened or a case fails.
-fn run_many(crashes: u64, first_seed: u64, options: Options) -> (Coverage, Option<(u64, String)>) {
-    let next = Arc::new(AtomicU64::new(first_seed));
-    let done = Arc::new(AtomicU64::new(0));
-    let stop = Arc::new(AtomicBool::new(false));
-    let failure = Arc::new(Mutex::new(None));
-    let threads: Vec<_> = (0..2)
-        .map(|_| {
-            let (next, done, stop) = (Arc::clone(&next), Arc::clone(&done), Arc::clone(&stop));
-            let failure = Arc::clone(&failure);
-            std::thread::spawn(move || {
-                let mut coverage = Coverage::default();
-                while !stop.load(Ordering::Relaxed) && done.load(Ordering::Relaxed) < crashes {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let run = || run_case(seed, options, &mut coverage);
-                    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
-                    let result = result.unwrap_or_else(|panic| {
-                        let text = panic.downcast_ref::<String>().cloned();
-                        let text = text.or(panic.downcast_ref::<&str>().map(ToString::to_string));
-                        Err(format!("panic: {}", text.unwrap_or_default()))
-                    });
-                    match result {
-                        Ok(crashes) => _ = done.fetch_add(crashes, Ordering::Relaxed),
-                        Err(e) => {
-                            failure.lock().unwrap().get_or_insert((seed, e));
-                            stop.store(true, Ordering::Relaxed);
-                        }
-                    }
-                }
-                coverage
-            })
-        })
-        .collect();
-    let mut coverage = Coverage::default();
-    for thread in threads {
-        coverage.add(&thread.join().unwrap());
+/// Prints a run, and keeps and reports what failed.
+fn report(summary: &Summary<Coverage>) {
+    eprintln!("{}", summary.text());
+    if let Some(failure) = &summary.failure {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/crash/regressions.txt");
+        panic!("{}\n{}", failure.report(REPLAY), keep(file, failure));
     }
-    let failure = failure.lock().unwrap().take();
-    (coverage, failure)
 }
 
 /// What was found once is looked at first.
 #[test]
 fn cases_that_once_failed() {
-    let seeds = [
-        // After a trim that failed, skipped offsets were taken for a segment that was gone.
-        4825,
-        // A trim that was refused was told by the next control batch all the same.
-        158_967,
-    ];
-    for seed in seeds {
-        let result = run_case(seed, Options::default(), &mut Coverage::default());
-        assert_eq!(result.err(), None, "seed {seed}");
+    for lineage in regressions(REGRESSIONS) {
+        let ran = case::run(&lineage, Options::default(), &mut Coverage::default());
+        assert_eq!(ran.violation, None, "{lineage}");
     }
 }
 
 #[test]
 fn no_crash_loses_alters_or_revives_a_record() {
-    if let Some(seed) = number("SEED") {
+    if let Some(lineage) = Lineage::from_environment() {
         let mut coverage = Coverage::default();
         let options = Options {
-            trace: true,
+            verbose: true,
             ..Options::default()
         };
-        let result = run_case(seed, options, &mut coverage);
+        let ran = case::run(&lineage, options, &mut coverage);
         eprintln!("{coverage:#?}");
-        assert_eq!(result.err(), None, "seed {seed}");
+        assert_eq!(ran.violation, None, "{lineage}");
         return;
     }
-    let crashes = number("CASES").unwrap_or(200_000);
-    let started = std::time::Instant::now();
-    let (coverage, failure) = run_many(crashes, 1, Options::default());
-    eprintln!("{coverage:#?} in {:?}", started.elapsed());
-    if let Some((seed, violation)) = failure {
-        panic!("seed {seed}: {violation}\nreplay: SEED={seed} cargo test --test crash no_crash");
-    }
-    if crashes >= 20_000 {
-        coverage.assert_complete();
+    let settings = Settings::from_environment(200_000);
+    let summary = run_many(settings, Options::default());
+    report(&summary);
+    if summary.cases >= 200_000 {
+        summary.coverage.assert_complete(20);
     }
 }
 
-/// The harness can fail: a disk that lies about its flush must be caught.
+/// Every case has a crash inside of the recovery, and up to three of them in a row.
 #[test]
-fn a_lying_flush_is_caught() {
+fn no_crash_of_recoveries_loses_alters_or_revives_a_record() {
+    let settings = Settings {
+        cases: setting("NESTED_CASES").unwrap_or(5_000),
+        seconds: None,
+        nested: true,
+        ..Settings::from_environment(0)
+    };
+    let summary = run_many(settings, Options::default());
+    report(&summary);
+    let c = &summary.coverage.counts;
+    assert!(c.crashes_in_recovery >= summary.cases);
+    assert!(c.crashes_in_recovery_twice * 2 > summary.cases);
+    assert!(c.crashes_in_recovery_thrice * 4 > summary.cases);
+}
+
+/// The harness can fail: a disk that lies about its flush must be caught, and what is left of the
+/// case must still show it.
+#[test]
+fn a_lying_flush_is_caught_and_reduced() {
     let options = Options {
         lying_flush: true,
         ..Options::default()
     };
-    let (_, failure) = run_many(20_000, 1, options);
-    let (_, violation) = failure.unwrap();
+    let summary = run_many(Settings::cases(20_000), options);
+    let failure = summary.failure.expect("losses on a device that lies");
+    let violation = &failure.violation;
     assert!(
         violation.starts_with("P1") || violation.contains("refused"),
         "{violation}"
     );
+    let least = &failure.smallest;
+    let again = case::run(&least.lineage, options, &mut Coverage::default());
+    assert_eq!(again, least.ran, "{}", failure.report(REPLAY));
+    assert!(again.violation.is_some());
+    // Something is written and lost: two lives, and two steps at least to come to it.
+    let lives = (0..100).filter(|life| least.lineage.lives(*life)).count();
+    assert!(lives <= 3, "{}", failure.report(REPLAY));
+    assert!(least.ran.steps.len() <= 4, "{}", failure.report(REPLAY));
+    let honest = case::run(&least.lineage, Options::default(), &mut Coverage::default());
+    assert_eq!(honest.violation, None, "{}", least.lineage);
+}
+
+/// The same seed gives the same operations, bytes and answers; another one does not.
+#[test]
+fn a_seed_fixes_every_operation_and_its_answer() {
+    let options = Options {
+        trace_bytes: true,
+        ..Options::default()
+    };
+    let trace = |seed, nested| {
+        let lineage = Lineage {
+            nested,
+            ..Lineage::new(seed)
+        };
+        case::run(&lineage, options, &mut Coverage::default())
+    };
+    let mut traces = std::collections::BTreeSet::new();
+    for seed in 0..40 {
+        let (once, twice) = (trace(seed, seed % 2 == 0), trace(seed, seed % 2 == 0));
+        assert_eq!(once, twice, "seed {seed}");
+        assert!(
+            traces.insert(once.trace),
+            "seed {seed} has no trace of its own"
+        );
+    }
 }
 
 #[test]
 fn a_crash_at_every_operation_of_a_workload_and_of_the_recovery_after_it() {
-    let crashes = case::sweep(number("SWEEP_SEEDS").unwrap_or(2));
-    assert!(crashes > 1_000, "{crashes}");
+    let counts = sweep::crashes::run(setting("SWEEP_SEEDS").unwrap_or(2));
+    eprintln!("{counts:?}");
+    assert!(counts.first > 200 && counts.second > 1_000, "{counts:?}");
 }
 
-/// P7: damage of what was acknowledged is reported or harmless, never hidden.
+/// Every call of the seam, with every error that it can return.
+#[test]
+fn every_call_fails_once_in_every_way() {
+    let seeds = setting("SWEEP_SEEDS").unwrap_or(4);
+    let counts = sweep::failures::run(seeds, sweep::stride(5));
+    for ((call, failure), count) in &counts {
+        eprintln!("{count:>8} {call} {failure:?}");
+    }
+    let total: u64 = counts.values().sum();
+    eprintln!("{total:>8} failures");
+    assert!(total > 500, "{total}");
+    let calls: std::collections::BTreeSet<_> = counts.keys().map(|(call, _)| *call).collect();
+    for call in [
+        "allocate",
+        "create",
+        "create_dir",
+        "kind",
+        "len",
+        "list",
+        "open",
+        "read_at",
+        "remove_file",
+        "rename",
+        "set_len",
+        "sync_data",
+        "sync_dir",
+        "try_lock",
+        "write_at",
+        "write_durable",
+    ] {
+        assert!(calls.contains(call), "{call} was never called: {calls:?}");
+    }
+}
+
+/// P7: damage of what was acknowledged is reported or harmless, never hidden. Crashes and damage
+/// together have recovery meet every row of its table.
 #[test]
 fn damage_at_rest_is_never_hidden() {
-    let cases = number("DAMAGE_CASES").unwrap_or(4_000);
-    damage::run(cases);
+    let cases = setting("DAMAGE_CASES").unwrap_or(4_000);
+    let mut tails = damage::run(cases);
+    let summary = run_many(Settings::cases(20_000), Options::default());
+    report(&summary);
+    tails.add(&summary.coverage.tails);
+    for (facts, case, count) in Tails::all(&tails) {
+        eprintln!("{count:>12} {case}: {facts}");
+        assert!(count > 0 || cases < 4_000, "recovery never met {facts}");
+    }
+}
+
+/// P7, every bit of a store.
+#[test]
+fn every_bit_is_turned_over_once() {
+    let counts = sweep::damage::bits(sweep::stride(29));
+    eprintln!("{counts:?}");
+    assert!(counts.in_records > 500, "{counts:?}");
+}
+
+/// P7, every sector of a store.
+#[test]
+fn every_sector_is_damaged_once() {
+    let counts = sweep::damage::sectors(sweep::stride(1));
+    eprintln!("{counts:?}");
+    assert!(counts.in_records > 50 && counts.refused > 10, "{counts:?}");
 }

@@ -95,10 +95,11 @@ impl Log {
 
     /// What is not among the records can never appear again.
     pub(crate) fn bury(&mut self) {
-        let alive: BTreeSet<u64> = self.records.values().map(|(name, _)| name.batch).collect();
-        for (batch, submitted) in &mut self.submitted {
-            submitted.alive &= alive.contains(batch);
-        }
+        // In order of offsets they are nearly in order.
+        let mut kept: Vec<u64> = self.records.values().map(|(name, _)| name.batch).collect();
+        kept.sort_unstable();
+        self.submitted
+            .retain(|batch, submitted| submitted.alive && kept.binary_search(batch).is_ok());
     }
 
     /// Judges what a recovery brought back, and takes it over.
@@ -151,6 +152,8 @@ impl Log {
             .iter()
             .map(|(o, n)| (*o, (*n, Ack::Durable)))
             .collect();
+        // Nothing below can be shown again.
+        self.shown = self.shown.split_off(&start);
         self.log_start = start;
         self.durable = end;
         (self.trimming, self.truncating) = (None, None);
@@ -167,16 +170,26 @@ impl Log {
         end: u64,
         cut: Option<u64>,
     ) -> Verdict {
-        let mut seen: BTreeMap<u64, (u64, u32, u32)> = BTreeMap::new();
+        // Batch, its base, its last record that was met, and how many it has.
+        let mut seen: Vec<(u64, u64, u32, u32)> = Vec::new();
         let mut last_of: BTreeMap<u64, u64> = BTreeMap::new();
         for (offset, Name { batch, index }) in found {
             ensure!(
                 (start..end).contains(offset),
                 "P6 offset {offset} outside [{start}, {end})"
             );
+            let base = offset.wrapping_sub(u64::from(*index));
+            if let Some((current, at, last, _)) = seen.last_mut()
+                && (*current, *at, *last + 1) == (*batch, base, *index)
+            {
+                *last = *index;
+                continue;
+            }
+            let twice = seen.iter().any(|(other, ..)| other == batch);
+            ensure!(!twice, "P4 batch {batch} twice or torn");
             let Some(submitted) = self.submitted.get(batch) else {
                 return Err(format!(
-                    "P4 offset {offset}: batch {batch} was never submitted here"
+                    "P4/P6 offset {offset}: batch {batch} was cut, refused or lost, or never submitted"
                 ));
             };
             let known = self
@@ -191,28 +204,16 @@ impl Log {
                 submitted.opaque == opaque.contains(batch),
                 "P1 kind of batch {batch}"
             );
-            let base = offset.wrapping_sub(u64::from(*index));
-            match seen.get_mut(batch) {
-                None => {
-                    let whole = *index == 0 || *offset == start;
-                    ensure!(
-                        whole,
-                        "P3 batch {batch} begins at index {index}, offset {offset}"
-                    );
-                    let last = last_of.insert(submitted.producer, *batch);
-                    ensure!(last < Some(*batch), "P4 batch {batch} after {last:?}");
-                    seen.insert(*batch, (base, *index, submitted.count));
-                }
-                Some((b, last, _)) => {
-                    ensure!(
-                        *b == base && *index == *last + 1,
-                        "P4 batch {batch} twice or torn"
-                    );
-                    *last = *index;
-                }
-            }
+            let whole = *index == 0 || *offset == start;
+            ensure!(
+                whole,
+                "P3 batch {batch} begins at index {index}, offset {offset}"
+            );
+            let last = last_of.insert(submitted.producer, *batch);
+            ensure!(last < Some(*batch), "P4 batch {batch} after {last:?}");
+            seen.push((*batch, base, *index, submitted.count));
         }
-        for (batch, (base, last, count)) in seen {
+        for (batch, base, last, count) in seen {
             let end_of = base.wrapping_add(u64::from(last) + 1);
             let clipped = cut == Some(end_of) || self.cuts_ever(end_of, batch);
             ensure!(

@@ -11,9 +11,13 @@ use crate::rng::Rng;
 pub(crate) fn value(name: Name) -> Vec<u8> {
     let mut rng = Rng(name.batch * 1_000 + u64::from(name.index));
     let len = [0, 3, 40, 300, 900][usize::try_from(rng.below(5)).unwrap()];
-    let mut bytes = name.batch.to_le_bytes().to_vec();
+    let mut bytes = Vec::with_capacity(12 + 8 + len);
+    bytes.extend_from_slice(&name.batch.to_le_bytes());
     bytes.extend_from_slice(&name.index.to_le_bytes());
-    bytes.extend((0..len).map(|_| rng.next().to_le_bytes()[0]));
+    while bytes.len() < 12 + len {
+        bytes.extend_from_slice(&rng.next().to_le_bytes());
+    }
+    bytes.truncate(12 + len);
     bytes
 }
 

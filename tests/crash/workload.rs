@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use alluvium::backends::sim::{Sim, SimFactory};
 use alluvium::{
-    Ack, AppendOptions, Error, ErrorClass, Partition, ReadLimits, Shards, Store, StoreConfig,
-    TailCase, Visibility,
+    Error, ErrorClass, Partition, ReadLimits, Shards, Store, StoreConfig, TailCase, Visibility,
 };
-use futures_util::future::{Either, join_all, select};
+use alluvium_testkit::simulation::{Lineage, Ran};
 
-use crate::case::Coverage;
-use crate::model::{Log, Loss, Name, Submitted, Verdict, ensure};
-use crate::payload::{batch_of, take_batch};
+use crate::appends::appends;
+use crate::coverage::Coverage;
+use crate::machine;
+use crate::model::{Log, Loss, Name, Verdict, ensure};
+use crate::payload::take_batch;
 use crate::rng::Rng;
 
 /// What the test knows, across lives.
@@ -28,23 +29,46 @@ pub(crate) struct World {
     pub(crate) loss: Loss,
     pub(crate) rng: Rng,
     pub(crate) coverage: Coverage,
-    /// Whether errors are injected.
-    pub(crate) faults: bool,
+    pub(crate) lineage: Lineage,
+    pub(crate) life: u64,
+    pub(crate) ran: Ran,
     /// An error was injected and may still strike.
     pub(crate) faulty: bool,
-    pub(crate) opened: bool,
-    pub(crate) trace: bool,
+    /// The opening has returned in this life.
+    pub(crate) recovered: bool,
+    pub(crate) verbose: bool,
 }
 
 pub(crate) type Shared = Rc<RefCell<World>>;
 
+impl World {
+    /// Begins a step of this life, with chance of its own. `false`: it is left out.
+    fn begins(&mut self, step: u64) -> bool {
+        self.rng = Rng::of(self.lineage.seed, self.life, step);
+        let number = self.life * STEPS_MAX + step;
+        let takes = self.lineage.takes(number);
+        if takes {
+            self.ran.steps.push(number);
+        }
+        takes
+    }
+}
+
+/// Steps of a life have numbers from 1 to below this; opening is none.
+const STEPS_MAX: u64 = 100;
+
+/// The step that closes the store, at times.
+const CLOSE: u64 = STEPS_MAX - 1;
+
 macro_rules! trace {
     ($world:expr, $($text:tt)*) => {
-        if $world.borrow().trace {
+        if $world.borrow().verbose {
             eprintln!($($text)*);
         }
     };
 }
+
+pub(crate) use trace;
 
 pub(crate) type Found = (BTreeMap<u64, Name>, BTreeSet<u64>);
 
@@ -56,8 +80,10 @@ pub(crate) async fn read_all(
 ) -> Result<Result<Found, String>, Error> {
     let (mut found, mut opaque) = (BTreeMap::new(), BTreeSet::new());
     let mut at = offsets.log_start();
+    // Batch by batch, or in large pieces.
+    let (low, high) = if rng.chance(20) { (0, 10) } else { (12, 16) };
     while at < offsets.durable() {
-        let bytes_max = 1 << rng.below(16);
+        let bytes_max = 1 << (low + rng.below(high - low));
         let limits = ReadLimits {
             bytes_max,
             ..ReadLimits::default()
@@ -78,27 +104,6 @@ pub(crate) async fn read_all(
     Ok(Ok((found, opaque)))
 }
 
-/// Settings of a case: the smallest segments, so that everything happens all the time.
-pub(crate) fn config(seed: u64) -> StoreConfig {
-    let mut rng = Rng(seed ^ 0xC0FF_EE00);
-    let mut c = StoreConfig::default();
-    c.segment_bytes = 16 << 10;
-    c.group_bytes_max = 4096;
-    c.group_bytes_min = u32::try_from(rng.below(2) * 2048).unwrap();
-    c.writes_in_flight_max = u16::try_from(1 + rng.below(8)).unwrap();
-    c.preinitialise = rng.chance(50);
-    c.initialise_ahead_bytes = 4096;
-    c.direct_io = rng.chance(70);
-    c.spare_segments_max = usize::try_from(1 + rng.below(2)).unwrap();
-    c.seal_after = Duration::from_millis(2);
-    c.tail_cache_bytes_max = if rng.chance(50) { 0 } else { 64 << 10 };
-    if rng.chance(15) {
-        c.retention_bytes = Some(48 << 10);
-        c.retention_interval = Duration::from_millis(3);
-    }
-    c
-}
-
 /// Opens the store, judges everything, then works until it is told to stop (or crashes); at the
 /// end it rests, if asked, until every tail is sealed.
 pub(crate) async fn life(
@@ -109,7 +114,12 @@ pub(crate) async fn life(
     phases: u64,
     rest: bool,
 ) -> Verdict {
-    let retention = config.retention_bytes.is_some();
+    let retention = machine::retains(&config);
+    let by_age = config.retention_age.is_some();
+    {
+        let mut world = world.borrow_mut();
+        world.rng = Rng::of(world.lineage.seed, world.life, STEPS_MAX);
+    }
     let shards = usize::try_from(1 + world.borrow_mut().rng.below(3)).unwrap();
     let mut tries = 0;
     let (store, report) = loop {
@@ -130,19 +140,16 @@ pub(crate) async fn life(
         }
     };
     trace!(world, "open on {shards} shards: {report}");
+    world.borrow_mut().recovered = true;
     for partition in &report.partitions {
-        let coverage = &mut world.borrow_mut().coverage;
-        match partition.case {
-            TailCase::Clean => coverage.clean += 1,
-            TailCase::Unsealed => coverage.unsealed += 1,
-            TailCase::Torn => coverage.torn += 1,
-            _ => {
-                return Err(format!(
-                    "P7 damage reported where there is none: {partition}"
-                ));
-            }
-        }
-        coverage.skipped += u64::from(partition.skipped_offsets > 0);
+        let possible = partition.case != TailCase::Corrupt;
+        ensure!(
+            possible,
+            "P7 damage reported where there is none: {partition}"
+        );
+        let mut world = world.borrow_mut();
+        world.coverage.tails.note(partition)?;
+        world.coverage.counts.skipped_offsets += u64::from(partition.skipped_offsets > 0);
     }
     let mut partitions = Vec::new();
     let listed: BTreeSet<u64> = store
@@ -174,10 +181,25 @@ pub(crate) async fn life(
         let mut world = world.borrow_mut();
         world.unsure.clear();
         world.loss = Loss::Nothing;
-        world.opened = true;
     }
-    for _ in 0..phases {
-        phase(&sim, &store, &mut partitions, &world, retention).await?;
+    for step in 1..=phases {
+        if world.borrow_mut().begins(step) {
+            phase(&sim, &store, &mut partitions, &world, retention).await?;
+        }
+    }
+    {
+        let moved = |log: &Log, p: &Partition| p.offsets().log_start() > log.log_start;
+        let mut world = world.borrow_mut();
+        let logs = &world.logs;
+        let retained = partitions
+            .iter()
+            .filter(|p| retention && logs.get(&p.id()).is_some_and(|log| moved(log, p)));
+        let retained = retained.count() as u64;
+        *if by_age {
+            &mut world.coverage.counts.retained_by_age
+        } else {
+            &mut world.coverage.counts.retained_by_bytes
+        } += retained;
     }
     if rest {
         for p in &partitions {
@@ -187,12 +209,13 @@ pub(crate) async fn life(
         sim.sleep(config.seal_after * 10).await;
         return Ok(());
     }
-    if world.borrow_mut().rng.chance(25) {
+    let closes = world.borrow_mut().begins(CLOSE) && world.borrow_mut().rng.chance(25);
+    if closes {
         trace!(world, "close");
         let closed = store.close(Duration::from_secs(5)).await;
         if closed.is_ok() {
             let mut world = world.borrow_mut();
-            world.coverage.closed += 1;
+            world.coverage.counts.closed += 1;
             for log in world.logs.values_mut() {
                 // Everything acknowledged is durable now.
                 let end = log.records.keys().next_back().map_or(0, |o| o + 1);
@@ -205,8 +228,15 @@ pub(crate) async fn life(
     Ok(())
 }
 
-async fn judge(sim: &Sim, world: &Shared, p: &Partition, loss: Loss, retention: bool) -> Verdict {
+pub(crate) async fn judge(
+    sim: &Sim,
+    world: &Shared,
+    p: &Partition,
+    loss: Loss,
+    retention: bool,
+) -> Verdict {
     let mut rng = world.borrow_mut().rng.clone();
+    let mut tries = 0;
     // Retention may trim between the offsets and the read.
     let (found, offsets) = loop {
         let offsets = p.offsets();
@@ -214,6 +244,8 @@ async fn judge(sim: &Sim, world: &Shared, p: &Partition, loss: Loss, retention: 
             Ok(found) => break (found?, offsets),
             // Its segment may be in its next use before the offsets tell.
             Err(Error::OutOfRange { .. }) if retention => sim.sleep(Duration::from_millis(1)).await,
+            // A read may fail, and is tried again.
+            Err(Error::Io { .. }) if world.borrow().faulty && tries < 3 => tries += 1,
             Err(e) => return Err(format!("P1 partition {}: {e}", p.id())),
         }
     };
@@ -237,7 +269,7 @@ async fn settle(sim: &Sim, world: &Shared, p: &Partition, retention: bool) -> Re
     Ok(true)
 }
 
-fn failed(e: &Error) -> bool {
+pub(crate) fn failed(e: &Error) -> bool {
     matches!(
         e.class(),
         ErrorClass::PartitionFailed | ErrorClass::OutcomeUnknown
@@ -257,12 +289,14 @@ async fn phase(
     }
     let n = usize::try_from(world.borrow_mut().rng.below(partitions.len() as u64)).unwrap();
     let p = partitions[n].clone();
-    let fault = world.borrow_mut().rng.chance(4) && world.borrow().faults;
+    let fault = world.borrow_mut().rng.chance(4) && !world.borrow().lineage.sound;
     if fault {
         trace!(world, "a fault is armed at operation {}", sim.op_count());
         let mut world = world.borrow_mut();
         world.faulty = true;
-        let errno = if world.rng.chance(70) { 5 } else { 28 };
+        world.coverage.counts.errors_armed += 1;
+        // EIO, ENOSPC, ENOMEM.
+        let errno = world.rng.pick(&[5, 5, 5, 28, 12]);
         let at = sim.op_count() + 1 + world.rng.below(12);
         sim.fail_op(at, errno);
     }
@@ -279,7 +313,7 @@ async fn phase(
         _ => settle(sim, world, &p, retention).await?,
     };
     let info = p.describe().await.map_err(|e| e.to_string())?;
-    world.borrow_mut().coverage.spares += u64::from(info.spares > 0);
+    world.borrow_mut().coverage.counts.spares += u64::from(info.spares > 0);
     if healthy && info.failure.is_none() {
         return Ok(());
     }
@@ -323,7 +357,7 @@ async fn delete(
             let mut world = world.borrow_mut();
             world.logs.remove(&p.id());
             world.unsure.remove(&p.id());
-            world.coverage.deleted += 1;
+            world.coverage.counts.deleted += 1;
         }
         Err(e) => ensure!(world.borrow().faulty, "delete: {e}"),
     }
@@ -339,7 +373,7 @@ async fn reopen(sim: &Sim, p: &Partition, world: &Shared, retention: bool) -> Ve
             Err(e) => return Err(format!("P8 reopen: {e}")),
         }
     }
-    world.borrow_mut().coverage.reopened += 1;
+    world.borrow_mut().coverage.counts.reopened += 1;
     trace!(world, "reopened {}: {:?}", p.id(), p.offsets());
     judge(sim, world, p, Loss::Power, retention).await
 }
@@ -362,7 +396,7 @@ async fn trim(sim: &Sim, p: &Partition, world: &Shared, retention: bool) -> Resu
             log.log_start = log.log_start.max(to);
             log.trimming = None;
             log.records = log.records.split_off(&to);
-            world.coverage.trimmed += 1;
+            world.coverage.counts.trimmed += 1;
             Ok(true)
         }
         Err(e) if failed(&e) => Ok(false),
@@ -397,7 +431,7 @@ async fn truncate(
     match result {
         Ok(()) => {
             log.truncated(to);
-            world.coverage.truncated += 1;
+            world.coverage.counts.truncated += 1;
             Ok(true)
         }
         Err(Error::InsideOpaqueBatch { .. }) => {
@@ -411,131 +445,4 @@ async fn truncate(
         }
         Err(e) => Err(format!("truncate: {e}")),
     }
-}
-
-/// Several sequential producers and a subscriber at once.
-async fn appends(sim: &Sim, p: &Partition, world: &Shared) -> Result<bool, String> {
-    let producers = 1 + world.borrow_mut().rng.below(5);
-    let weak = world.borrow_mut().rng.chance(35);
-    trace!(world, "appends {} by {producers}, weak {weak}", p.id());
-    let all = join_all((0..producers).map(|_| produce(sim, p, world, weak)));
-    let watch = subscribe(p, world);
-    let (results, watched) = match select(Box::pin(all), Box::pin(watch)).await {
-        Either::Left((results, _)) => (results, Ok(())),
-        Either::Right((watched, all)) => (all.await, watched),
-    };
-    watched?;
-    let mut healthy = true;
-    for result in results {
-        healthy &= result?;
-    }
-    Ok(healthy)
-}
-
-/// Shows what a subscriber sees to the model; ends only with an error.
-async fn subscribe(p: &Partition, world: &Shared) -> Verdict {
-    use futures_util::StreamExt as _;
-    let from = world.borrow().logs[&p.id()]
-        .durable
-        .max(p.offsets().log_start());
-    let mut stream = Box::pin(p.subscribe(from.min(p.offsets().durable())));
-    while let Some(item) = stream.next().await {
-        let Ok(fetched) = item else { break };
-        let (mut found, mut opaque) = (BTreeMap::new(), BTreeSet::new());
-        for batch in &fetched.batches {
-            take_batch(batch, &mut found, &mut opaque)?;
-        }
-        let mut world = world.borrow_mut();
-        let log = world.logs.get_mut(&p.id()).unwrap();
-        for (offset, name) in found {
-            log.show(offset, name)?;
-            // Seen by a durable reader: durable from now on.
-            log.records.insert(offset, (name, Ack::Durable));
-            log.durable = log.durable.max(offset + 1);
-        }
-    }
-    std::future::pending().await
-}
-
-async fn produce(sim: &Sim, p: &Partition, world: &Shared, weak: bool) -> Result<bool, String> {
-    let (producer, rounds) = {
-        let mut world = world.borrow_mut();
-        world.next_producer += 1;
-        (world.next_producer, 1 + world.rng.below(4))
-    };
-    for _ in 0..rounds {
-        let (id, count, opaque, level, how) = {
-            let mut world = world.borrow_mut();
-            world.next_batch += 1;
-            let id = world.next_batch;
-            let count = u32::try_from(1 + world.rng.below(4)).unwrap();
-            let opaque = world.rng.chance(15);
-            let level = match world.rng.below(3) {
-                0 if weak => Ack::Accepted,
-                1 if weak => Ack::Written,
-                _ => Ack::Durable,
-            };
-            let how = world.rng.below(10);
-            let submitted = Submitted {
-                count,
-                opaque,
-                producer,
-                alive: true,
-            };
-            world
-                .logs
-                .get_mut(&p.id())
-                .unwrap()
-                .submitted
-                .insert(id, submitted);
-            (id, count, opaque, level, how)
-        };
-        let batch = batch_of(id, count, opaque);
-        let result = match how {
-            0 => match p.try_append(batch, AppendOptions::from(level)) {
-                Ok(done) => done.await,
-                Err(refused) => Err(refused.error),
-            },
-            1 => match p.begin_append(batch, level).await {
-                Ok(pending) => pending.acknowledged().await,
-                Err(e) => Err(e),
-            },
-            2 => p.append_at(p.offsets().log_end(), batch).await,
-            3 => {
-                // The caller loses patience; the append goes on or never began.
-                let patience = Duration::from_micros(world.borrow_mut().rng.below(300));
-                let append = Box::pin(p.append_with(batch, level));
-                match select(append, Box::pin(sim.sleep(patience))).await {
-                    Either::Left((result, _)) => result,
-                    Either::Right(_) => {
-                        world.borrow_mut().coverage.dropped += 1;
-                        continue;
-                    }
-                }
-            }
-            _ => p.append_with(batch, level).await,
-        };
-        let mut world = world.borrow_mut();
-        let faulty = world.faulty;
-        let log = world.logs.get_mut(&p.id()).unwrap();
-        match result {
-            Ok(appended) => {
-                let level = if how == 2 { Ack::Durable } else { level };
-                ensure!(appended.count == count, "P3 {appended:?} of {count}");
-                log.acknowledged(id, appended.base_offset, level)?;
-            }
-            Err(e) => {
-                let fine = faulty || matches!(e, Error::WrongOffset { .. } | Error::Full { .. });
-                ensure!(fine, "append: {e}");
-                if e.class() == ErrorClass::OutcomeUnknown {
-                    return Ok(false);
-                }
-                log.submitted.get_mut(&id).unwrap().alive = false;
-                if failed(&e) {
-                    return Ok(false);
-                }
-            }
-        }
-    }
-    Ok(true)
 }

@@ -27,6 +27,7 @@ pub(crate) fn run(seed: u64) -> Result<Found, String> {
     sim.create_dir_all("/store").map_err(|e| e.to_string())?;
     let mut config = machine::store(&mut rng);
     config.retention_bytes = None;
+    config.retention_age = None;
     let mut life = Life::new(1, false);
     let written = sim.block_on(fill(&sim, &mut rng, config.clone(), &mut life));
     written.map_err(|e| e.to_string())?;

@@ -18,14 +18,21 @@ pub(crate) struct Client {
     pub(crate) shared: Shared,
     pub(crate) store: Store,
     pub(crate) rng: Rng,
+    /// Number of its first step in the lineage.
+    pub(crate) first_step: u64,
 }
 
 impl Client {
     /// Does `ops` operations, or fewer when a promise is broken.
     pub(crate) async fn run(mut self, ops: u64) {
-        for _ in 0..ops {
+        let mut chance = self.rng.clone();
+        for step in self.first_step..self.first_step + ops {
             if self.shared.is_broken() {
                 return;
+            }
+            self.rng = chance.fork();
+            if !self.shared.begins(step) {
+                continue;
             }
             let slots = self.shared.with(|w| w.slots.len()) as u64;
             let n = usize::try_from(self.rng.range(0, slots - 1)).unwrap_or(0);
@@ -110,7 +117,10 @@ impl Client {
     /// Several appends at once, in order.
     async fn burst(&mut self, n: usize, handle: &Partition) {
         let mut waiting = Vec::new();
-        for _ in 0..self.rng.range(2, 6) {
+        // Many, each with time for a group of its own, or a few in a row.
+        let many = self.rng.percent(40);
+        let most = if many { 24 } else { 6 };
+        for _ in 0..self.rng.range(2, most) {
             let Some((batch, id)) = self.submit(n, handle) else {
                 break;
             };
@@ -119,7 +129,9 @@ impl Client {
                 Ok(answer) => waiting.push((answer, id)),
                 Err(refused) => self.shared.answered(n, handle, id, Err(refused.error)),
             }
-            if self.rng.percent(30) {
+            if many {
+                self.pause(5).await;
+            } else if self.rng.percent(30) {
                 self.pause(60).await;
             }
         }

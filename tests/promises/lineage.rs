@@ -10,6 +10,7 @@ use alluvium::backends::sim::{CrashKind, Sim, SimFactory, Stop};
 use alluvium::format::{SegmentHeader, SegmentKind};
 use alluvium::{Error, RecoveryReport, Shards, Store, StoreConfig, TailCase};
 use alluvium_testkit::promises::{BatchShape, Survival, Violation};
+use alluvium_testkit::simulation::{Coverage as _, Lineage, Ran, Tails};
 use futures_util::future::{Either, join_all, select};
 
 use crate::client::Client;
@@ -18,20 +19,15 @@ use crate::machine;
 use crate::rng::Rng;
 use crate::world::{Presence, Shared};
 
-/// What a lineage is drawn from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Plan {
-    pub(crate) seed: u64,
+/// What a run does.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Options {
     /// Negative control: a device that lies about flushes.
     pub(crate) lying_flush: bool,
-    pub(crate) trace: bool,
-}
-
-/// How it went.
-#[derive(Debug)]
-pub(crate) struct Outcome {
-    pub(crate) violation: Option<Violation>,
-    pub(crate) coverage: Coverage,
+    /// The trace covers every byte.
+    pub(crate) trace_bytes: bool,
+    /// Tell what happens.
+    pub(crate) verbose: bool,
 }
 
 /// Rounds of work and crash in one lineage.
@@ -50,42 +46,61 @@ enum End {
     Drop,
 }
 
+/// Stands for what belongs to no round.
+const ALL_ROUNDS: u64 = u64::MAX;
+
+/// Steps of a round have numbers of their own below this.
+const STEPS_MAX: u64 = 1_000;
+
 /// Runs one lineage.
-pub(crate) fn run(plan: Plan) -> Outcome {
-    let mut rng = Rng::new(plan.seed);
-    let sim = Sim::new(machine::machine(plan.seed, &mut rng, plan.lying_flush));
+pub(crate) fn run(lineage: &Lineage, options: Options, coverage: &mut Coverage) -> Ran {
+    let seed = lineage.seed;
+    let mut rng = Rng::of(seed, ALL_ROUNDS);
+    let mut machine = machine::machine(seed, &mut rng, lineage.sound);
+    machine.lying_flush = options.lying_flush;
+    machine.trace_bytes = options.trace_bytes;
+    let sim = Sim::new(machine);
     sim.create_dir_all("/store")
         .expect("an empty disk has room");
     let config = machine::store(&mut rng);
-    let retention = config.retention_bytes.is_some();
-    let shared = Shared::new(sim, rng.range(1, 3), retention, plan.trace);
+    let (partitions, retention) = (rng.range(1, 3), machine::retains(&config));
+    let verbose = options.verbose;
+    let shared = Shared::new(sim, partitions, retention, lineage.clone(), verbose);
+    shared.with(|w| w.by_age = config.retention_age.is_some());
     shared.note(|| format!("{config:?}"));
-    let watch = plan.seed.is_multiple_of(WATCHED);
-    let mut lineage = Lineage {
+    let watch = seed.is_multiple_of(WATCHED);
+    let mut chain = Chain {
         shared,
+        lineage: lineage.clone(),
+        round: 0,
         rng,
         config,
         files: BTreeMap::new(),
         watch,
         recycled: false,
     };
-    lineage.shared.count(|c| {
-        c.cases += 1;
-        c.cases_watched += u64::from(watch);
+    chain.shared.count(|c| {
+        c.lineages += 1;
+        c.lineages_watched += u64::from(watch);
     });
-    if let Err(violation) = lineage.rounds() {
-        lineage.shared.check(Err(violation));
+    if let Err(violation) = chain.rounds() {
+        chain.shared.check(Err(violation));
     }
-    let (violation, coverage) = lineage.shared.with(|w| (w.violation.take(), w.coverage));
-    Outcome {
-        violation,
-        coverage,
-    }
+    let trace = chain.shared.sim.trace_hash();
+    chain.shared.with(|w| {
+        coverage.add(&w.coverage);
+        let mut ran = std::mem::take(&mut w.ran);
+        ran.violation = w.violation.take().map(|violation| violation.to_string());
+        ran.trace = trace;
+        ran
+    })
 }
 
 /// A store and the machine it lives on.
-pub(crate) struct Lineage {
+pub(crate) struct Chain {
     pub(crate) shared: Shared,
+    pub(crate) lineage: Lineage,
+    pub(crate) round: u64,
     pub(crate) rng: Rng,
     pub(crate) config: StoreConfig,
     /// Identity last seen in each file.
@@ -100,10 +115,16 @@ pub(crate) struct Opened {
     pub(crate) store: Store,
 }
 
-impl Lineage {
+impl Chain {
     fn rounds(&mut self) -> Result<(), Violation> {
         let mut survival = Survival::Written;
-        for round in 0..ROUNDS {
+        for round in (0..ROUNDS)
+            .filter(|round| self.lineage.lives(*round))
+            .collect::<Vec<_>>()
+        {
+            self.round = round;
+            self.rng = Rng::of(self.lineage.seed, round);
+            self.shared.with(|w| w.ran.lives = round + 1);
             let opened = self.recover(survival)?;
             if round + 1 == ROUNDS || self.is_broken() {
                 break;
@@ -133,14 +154,21 @@ impl Lineage {
     /// Opens the store until that succeeds, with crashes in between, and checks what it holds.
     fn recover(&mut self, mut survival: Survival) -> Result<Opened, Violation> {
         let mut crashes = 0;
+        let struck = if self.lineage.nested {
+            self.rng.range(1, 3)
+        } else {
+            0
+        };
+        let mut reach = 14;
         loop {
             let sim = self.shared.sim.clone();
             let kind = self.rng.pick(&[CrashKind::Kill, CrashKind::PowerLoss]);
-            if crashes < 3 && self.rng.percent(30) {
-                sim.crash_at_op(sim.op_count() + self.rng.range(1, 14), kind);
+            let strikes = crashes < 3 && self.rng.percent(30);
+            if crashes < struck || strikes && !self.lineage.nested {
+                sim.crash_at_op(sim.op_count() + self.rng.range(1, reach), kind);
             }
             sim.cancel_failures();
-            let injected = crashes < 3 && self.rng.percent(3);
+            let injected = crashes < 3 && self.rng.percent(3) && struck == 0 && !self.lineage.sound;
             if injected {
                 self.inject_failure(14);
             }
@@ -148,12 +176,17 @@ impl Lineage {
                 self.config.shards = Shards::Count(self.rng.pick(&[1, 2]));
                 self.shared.count(|c| c.shard_changes += 1);
             }
+            if self.rng.percent(6) {
+                let alignment = self.rng.pick(&[512, 4096]);
+                sim.configure(|machine| machine.alignment = alignment);
+                self.shared.count(|c| c.alignment_changes += 1);
+            }
             let process = sim.new_process();
             match self.open(&process)? {
                 None => {
+                    crashes += 1;
                     self.crashed(kind, crashes);
                     self.shared.count(|c| c.crashes_in_recovery += 1);
-                    crashes += 1;
                     if kind == CrashKind::PowerLoss {
                         survival = Survival::Durable;
                     }
@@ -165,6 +198,13 @@ impl Lineage {
                 }
                 Some(Err(e)) => {
                     return Err(Violation::new("P1", format!("opening was refused: {e}")));
+                }
+                Some(Ok(_)) if crashes < struck => {
+                    // It was through before: strike earlier. A recovery has operations.
+                    assert!(reach > 1, "a recovery that changes nothing");
+                    reach = (reach / 2).max(1);
+                    sim.cancel_crash();
+                    sim.kill(process.process());
                 }
                 Some(Ok((store, report))) => {
                     sim.cancel_crash();
@@ -195,6 +235,13 @@ impl Lineage {
     }
 
     fn count_report(&self, report: &RecoveryReport) {
+        let noted = report
+            .partitions
+            .iter()
+            .try_for_each(|p| Tails::default().note(p));
+        if let Err(e) = noted {
+            self.shared.violate("P7", e);
+        }
         self.shared.count(|c| {
             for partition in &report.partitions {
                 match partition.case {
@@ -266,17 +313,25 @@ impl Lineage {
             _ => End::Drop,
         };
         let mut time_limit = Duration::from_secs(60);
+        let mut strikes_at = None;
         if let End::Crash(kind) = end {
+            let begin = sim.op_count();
             match self.rng.range(0, 9) {
-                0..=6 => sim.crash_at_op(sim.op_count() + self.rng.range(1, 45), kind),
+                0..=6 => {
+                    let drawn = self.rng.range(1, 45);
+                    let at = self.lineage.crashes.get(&self.round).copied();
+                    let at = at.unwrap_or(drawn);
+                    sim.crash_at_op(begin + at, kind);
+                    strikes_at = Some(at);
+                }
                 7 | 8 => time_limit = Duration::from_micros(self.rng.range(1, 6000)),
                 _ => {}
             }
         }
-        if self.rng.percent(12) {
+        if self.rng.percent(12) && !self.lineage.sound {
             self.inject_failure(30);
         }
-        let full_disk = self.rng.percent(8);
+        let full_disk = self.rng.percent(8) && !self.lineage.sound;
         let finished = self.work(&opened, time_limit, full_disk)?;
         // A fault that did not come up must not come up anywhere else.
         sim.set_capacity(1 << 30);
@@ -286,6 +341,9 @@ impl Lineage {
                 return Err(Violation::new("P10", "a crash that nobody asked for"));
             };
             self.crashed(kind, 0);
+            let round = self.round;
+            self.shared
+                .with(|w| w.ran.crashes.extend(strikes_at.map(|at| (round, at))));
             return Ok(survival_of(kind));
         }
         sim.cancel_crash();
@@ -312,7 +370,7 @@ impl Lineage {
         let clients = u32::try_from(rng.range(1, 4)).unwrap_or(1);
         let full_at = Duration::from_micros(rng.range(0, 4000));
         let work = async {
-            let first = join_all(self.clients(opened, &mut rng, clients));
+            let first = join_all(self.clients(opened, &mut rng, clients, 0));
             if full_disk {
                 let spell = async {
                     shared.sim.sleep(full_at).await;
@@ -333,7 +391,7 @@ impl Lineage {
             if full_disk {
                 appends_go_on(&shared).await;
             }
-            join_all(self.clients(opened, &mut rng, clients)).await;
+            join_all(self.clients(opened, &mut rng, clients, STEPS_MAX / 2)).await;
         };
         let limited = async {
             select(pin!(work), pin!(shared.sim.sleep(time_limit))).await;
@@ -346,6 +404,7 @@ impl Lineage {
         opened: &Opened,
         rng: &mut Rng,
         clients: u32,
+        first: u64,
     ) -> Vec<impl Future<Output = ()> + use<>> {
         let ops = rng.range(2, 10);
         (0..clients)
@@ -356,6 +415,7 @@ impl Lineage {
                     shared,
                     store,
                     rng: rng.fork(),
+                    first_step: self.round * STEPS_MAX + first + u64::from(number) * 100,
                 }
                 .run(ops)
             })
@@ -412,13 +472,18 @@ impl Lineage {
             .with(|w| w.slots.iter_mut().for_each(|s| s.handle = None));
     }
 
-    fn crashed(&self, kind: CrashKind, nested: u32) {
+    fn crashed(&self, kind: CrashKind, nested: u64) {
         let zombies = self.shared.sim.in_flight();
         self.shared
             .note(|| format!("{kind:?}, {zombies} operations in flight"));
         self.forget_handles();
+        let depth = self.shared.sim.counters().in_flight_at_crash;
+        // Those of recoveries belong to the case that they interrupt.
+        let case = u64::from(nested == 0 || !self.lineage.nested);
+        self.shared.with(|w| w.ran.cases += case);
         self.shared.count(|c| {
             c.crashes += 1;
+            c.take_depth(depth);
             match kind {
                 CrashKind::Kill => {
                     c.kills += 1;
@@ -426,7 +491,8 @@ impl Lineage {
                 }
                 CrashKind::PowerLoss => c.power_losses += 1,
             }
-            c.crashes_nested_deep += u64::from(nested > 0);
+            c.crashes_in_recovery_twice += u64::from(nested == 2);
+            c.crashes_in_recovery_thrice += u64::from(nested == 3);
         });
     }
 
@@ -454,7 +520,7 @@ impl Lineage {
             recycled |= before.is_some_and(|b| b != header.identity);
         }
         if recycled && !std::mem::replace(&mut self.recycled, true) {
-            self.shared.count(|c| c.cases_with_recycling += 1);
+            self.shared.count(|c| c.lineages_with_recycling += 1);
         }
     }
 }

@@ -8,11 +8,10 @@ use alluvium::{Shards, StoreConfig};
 use crate::rng::Rng;
 
 /// A machine drawn by chance.
-pub(crate) fn machine(seed: u64, rng: &mut Rng, lying_flush: bool) -> SimConfig {
+pub(crate) fn machine(seed: u64, rng: &mut Rng, sound: bool) -> SimConfig {
     let mut config = SimConfig::new(seed);
-    config.lying_flush = lying_flush;
     config.zombie_delay_max = Duration::from_millis(rng.pick(&[1, 5, 40]));
-    if rng.percent(20) {
+    if rng.percent(20) && !sound {
         config.short_per_mille = 30;
         config.interrupted_per_mille = 30;
     }
@@ -31,7 +30,7 @@ pub(crate) fn store(rng: &mut Rng) -> StoreConfig {
     let mut config = StoreConfig::default();
     config.shards = Shards::Count(1);
     config.segment_bytes = 16 << 10;
-    config.writes_in_flight_max = u16::try_from(rng.range(1, 8)).unwrap_or(1);
+    config.writes_in_flight_max = u16::try_from(rng.range(1, 16)).unwrap_or(1);
     config.group_bytes_max = 4096;
     config.group_bytes_min = rng.pick(&[0, 0, 1024, 4096]);
     config.mailbox_requests_max = 32;
@@ -44,9 +43,17 @@ pub(crate) fn store(rng: &mut Rng) -> StoreConfig {
     config.index_interval_bytes = rng.pick(&[512, 4096]);
     config.read_chunk_bytes = 4096;
     config.fence_timeout = Duration::from_secs(30);
-    if rng.percent(20) {
-        config.retention_bytes = Some(24 << 10);
-        config.retention_interval = Duration::from_millis(2);
+    config.read_ahead_chunks = rng.pick(&[0, 2]);
+    match rng.range(0, 99) {
+        0..=14 => config.retention_bytes = Some(24 << 10),
+        15..=22 => config.retention_age = Some(Duration::from_millis(8)),
+        _ => {}
     }
+    config.retention_interval = Duration::from_millis(2);
     config
+}
+
+/// Whether the log's start may move by itself.
+pub(crate) fn retains(config: &StoreConfig) -> bool {
+    config.retention_bytes.is_some() || config.retention_age.is_some()
 }

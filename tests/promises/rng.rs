@@ -11,6 +11,11 @@ impl Rng {
         rng
     }
 
+    /// Chance of one round: what the others draw does not change it.
+    pub(crate) fn of(seed: u64, round: u64) -> Self {
+        Self::new(Self::new(seed).next() ^ round.wrapping_mul(0xD134_2543_DE82_EF95))
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;

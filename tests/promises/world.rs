@@ -6,6 +6,7 @@ use std::rc::Rc;
 use alluvium::backends::sim::Sim;
 use alluvium::{Appended, Error, Partition, ReadLimits, Visibility};
 use alluvium_testkit::promises::{BatchId, Life, Survival, Violation, observe};
+use alluvium_testkit::simulation::{Lineage, Ran};
 
 use crate::coverage::Coverage;
 
@@ -36,9 +37,13 @@ pub(crate) struct World {
     pub(crate) slots: Vec<Slot>,
     pub(crate) lives: u32,
     pub(crate) retention: bool,
+    /// Retention goes by the age of records, not by their bytes.
+    pub(crate) by_age: bool,
     pub(crate) violation: Option<Violation>,
     pub(crate) coverage: Coverage,
-    pub(crate) trace: bool,
+    pub(crate) lineage: Lineage,
+    pub(crate) ran: Ran,
+    pub(crate) verbose: bool,
 }
 
 /// The world, shared by the clients; never borrowed over an await.
@@ -49,7 +54,13 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(sim: Sim, partitions: u64, retention: bool, trace: bool) -> Self {
+    pub(crate) fn new(
+        sim: Sim,
+        partitions: u64,
+        retention: bool,
+        lineage: Lineage,
+        verbose: bool,
+    ) -> Self {
         let slot = |id| Slot {
             id,
             presence: Presence::Absent,
@@ -62,9 +73,12 @@ impl Shared {
             slots: (1..=partitions).map(slot).collect(),
             lives: 0,
             retention,
+            by_age: false,
             violation: None,
             coverage: Coverage::default(),
-            trace,
+            lineage,
+            ran: Ran::default(),
+            verbose,
         };
         Self {
             sim: Rc::new(sim),
@@ -86,7 +100,7 @@ impl Shared {
 
     /// Tells what happens, when one seed is looked at.
     pub(crate) fn note(&self, text: impl FnOnce() -> String) {
-        if self.with(|w| w.trace) {
+        if self.with(|w| w.verbose) {
             eprintln!(
                 "{:>12?} op {:>4}  {}",
                 self.sim.now(),
@@ -94,6 +108,17 @@ impl Shared {
                 text()
             );
         }
+    }
+
+    /// Begins a step of a client. `false`: it is left out.
+    pub(crate) fn begins(&self, step: u64) -> bool {
+        self.with(|w| {
+            let takes = w.lineage.takes(step);
+            if takes {
+                w.ran.steps.push(step);
+            }
+            takes
+        })
     }
 
     /// Keeps the first violation.
@@ -220,10 +245,14 @@ impl Shared {
         self.count(|c| c.records_read += seen.len() as u64);
         let result = self.slot(n, |s| {
             let (before, doubt) = (s.life.weak_lost, s.life.is_cutting());
+            let retained = offsets.log_start() > s.life.trims_reach();
             let result = s.life.recovered(survival, offsets, &seen);
-            (result, s.life.weak_lost - before, doubt)
+            (result, s.life.weak_lost - before, doubt, retained)
         });
+        let by_age = self.with(|w| w.by_age);
         self.count(|c| {
+            c.retained_by_age += u64::from(result.3 && by_age);
+            c.retained_by_bytes += u64::from(result.3 && !by_age);
             c.weak_batches_lost += result.1;
             c.truncations_in_doubt += u64::from(result.2);
         });

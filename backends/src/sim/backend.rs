@@ -18,6 +18,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 
 use super::executor::{ExecutorRef, Owner};
+use super::fault::Fate;
 use super::op::{OpKind, Output, Phase};
 use super::slab::Key;
 use super::world::{NewShard, Shared};
@@ -377,7 +378,11 @@ impl IoFile for SimFile {
     }
 
     fn try_lock(&self, kind: LockKind) -> io::Result<bool> {
-        Ok(self.shared.lock().disk.try_lock(self.fd, kind))
+        let mut world = self.shared.lock();
+        if let Some(Fate::Fails(errno)) = world.count_call("try_lock", 0, 1) {
+            return Err(errno.into());
+        }
+        Ok(world.disk.try_lock(self.fd, kind))
     }
 }
 

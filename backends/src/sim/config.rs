@@ -22,6 +22,7 @@ impl Latency {
 }
 
 /// The machine that a [`Sim`](super::Sim) simulates. Every field is free to be changed.
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 #[derive(Debug, Clone)]
 pub struct SimConfig {
     /// Fixes everything that chance decides.
@@ -52,6 +53,8 @@ pub struct SimConfig {
     pub short_per_mille: u64,
     /// How many reads and writes in 1,000 come back with `EINTR`.
     pub interrupted_per_mille: u64,
+    /// The trace covers the bytes that are written and read, too, and the names. Slower.
+    pub trace_bytes: bool,
     /// Negative control: durable writes and syncs report success and make nothing durable.
     pub lying_flush: bool,
     /// A panic of a task of a shard ends that shard and is counted, instead of leaving `block_on`.
@@ -81,6 +84,7 @@ impl SimConfig {
             descriptors_max: 1024,
             short_per_mille: 0,
             interrupted_per_mille: 0,
+            trace_bytes: false,
             lying_flush: false,
             catch_panics: false,
             run_time_max: Duration::from_secs(3600),

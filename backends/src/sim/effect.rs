@@ -39,6 +39,9 @@ impl World {
         };
         self.note(self.now);
         self.note(key.number() ^ u64::from(result.is_ok()) << 63);
+        if self.config.trace_bytes {
+            self.note_answer(&result);
+        }
         self.disk.end(fd);
         if let Some(crash) = crash
             && zombie.is_none()
@@ -60,6 +63,23 @@ impl World {
         op.kind = kind;
         op.phase = Phase::Finished(result);
         op.waker.take()
+    }
+
+    /// What the engine is told, in the trace.
+    fn note_answer(&mut self, result: &Result<Output, Errno>) {
+        match result {
+            Err(errno) => self.note(u64::from(errno.raw_os_error().unsigned_abs())),
+            Ok(Output::Count(n)) => self.note(*n as u64),
+            Ok(Output::Len(len)) => self.note(*len),
+            Ok(Output::Entries(entries)) => {
+                for entry in entries {
+                    self.note_bytes(entry.name.as_encoded_bytes());
+                }
+            }
+            Ok(Output::Space(space)) => self.note(space.available_bytes),
+            Ok(Output::Fd(fd)) => self.note(fd.number()),
+            Ok(Output::Done | Output::Kind(_)) => {}
+        }
     }
 
     /// What an operation of a dead process does, late: all, part or nothing; never durable.
@@ -123,7 +143,7 @@ impl World {
                     limit.min(*len),
                 )))
             }
-            OpKind::Len => Ok(Output::Len(self.disk.inode(inode).image.len())),
+            OpKind::Len => failure.map(|()| Output::Len(self.disk.inode(inode).image.len())),
             _ if !writable && !matches!(kind, OpKind::Sync { .. }) => Err(Errno::BADF),
             OpKind::Write {
                 buf,
@@ -180,6 +200,7 @@ impl World {
         image.read(offset, &mut buf.spare_capacity_mut()[..n]);
         buf.set_len(n);
         self.counters.bytes_read += n as u64;
+        self.note_bytes(buf);
         n
     }
 

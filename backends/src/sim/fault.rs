@@ -13,6 +13,15 @@ pub enum CrashKind {
     PowerLoss,
 }
 
+/// When a scripted crash happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// When its operation begins: it is in flight.
+    Begin,
+    /// After the effect of its operation and before its report.
+    End,
+}
+
 /// What becomes of one data operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -37,7 +46,11 @@ pub(super) struct Faults {
     pub(super) fail: BTreeMap<u64, Errno>,
     /// By number of the read.
     pub(super) fail_reads: BTreeMap<u64, Errno>,
-    pub(super) crash: Option<(u64, CrashKind)>,
+    /// Without a moment, chance decides.
+    pub(super) crash: Option<(u64, CrashKind, Option<Moment>)>,
+    /// By number of the call, of every kind.
+    pub(super) fail_calls: BTreeMap<u64, Errno>,
+    pub(super) short_calls: BTreeSet<u64>,
     /// By number of the write.
     pub(super) lost: BTreeSet<u64>,
     pub(super) misdirected: BTreeSet<u64>,
@@ -65,6 +78,8 @@ pub struct Counters {
     pub bytes_read: u64,
     /// Bytes that writes were given.
     pub bytes_written: u64,
+    /// Writes of living processes that were in flight at the last crash.
+    pub in_flight_at_crash: u64,
     /// Panics of tasks that were caught.
     pub panics_caught: u64,
 }

@@ -14,7 +14,7 @@ use super::backend::{ProcessId, SimBackend, SimFactory, Sleep, YieldNow};
 use super::config::SimConfig;
 use super::directory::Node;
 use super::executor::{Executor, Owner, Stop};
-use super::fault::{Counters, CrashKind};
+use super::fault::{Counters, CrashKind, Moment};
 use super::slab::Key;
 use super::world::{Shared, World};
 
@@ -181,7 +181,12 @@ impl Sim {
     /// Crashes at the `n`-th counted operation from the beginning of the machine, at its start or
     /// after its effect and before its report. See [`op_count`](Self::op_count).
     pub fn crash_at_op(&self, n: u64, kind: CrashKind) {
-        self.lock().faults.crash = Some((n, kind));
+        self.lock().faults.crash = Some((n, kind, None));
+    }
+
+    /// As [`crash_at_op`](Self::crash_at_op), at a moment that chance does not choose.
+    pub fn crash_at(&self, n: u64, kind: CrashKind, moment: Moment) {
+        self.lock().faults.crash = Some((n, kind, Some(moment)));
     }
 
     /// Forgets a scripted crash that has not happened yet.
@@ -211,11 +216,36 @@ impl Sim {
             .insert(n, Errno::from_raw_os_error(errno));
     }
 
+    /// Lets the `n`-th call of the seam fail with `errno`, whatever it is: see [`calls`](Self::calls).
+    pub fn fail_call(&self, n: u64, errno: i32) {
+        let errno = Errno::from_raw_os_error(errno);
+        self.lock().faults.fail_calls.insert(n, errno);
+    }
+
+    /// Lets the `n`-th call transfer about half of what it was asked for, if it is a read or write of
+    /// more than the least that can be transferred.
+    pub fn shorten_call(&self, n: u64) {
+        self.lock().faults.short_calls.insert(n);
+    }
+
+    /// Calls of the seam so far, by the names of its methods: those that change nothing, too. The
+    /// first has number 1. (An `open` that creates the file is a `create`.)
+    pub fn calls(&self) -> Vec<&'static str> {
+        self.lock().calls.clone()
+    }
+
+    /// Number of [`calls`](Self::calls).
+    pub fn call_count(&self) -> u64 {
+        self.lock().calls.len() as u64
+    }
+
     /// Forgets failures of operations and reads that have not happened yet.
     pub fn cancel_failures(&self) {
         let mut world = self.lock();
         world.faults.fail.clear();
         world.faults.fail_reads.clear();
+        world.faults.fail_calls.clear();
+        world.faults.short_calls.clear();
     }
 
     /// Lets the `n`-th read (see [`Counters::reads`]) fail with `errno`.

@@ -26,7 +26,7 @@
 //!   is one in each; they survive together while neither directory is synced, and independently
 //!   when only one is.
 //! * *Short reads and writes, `EINTR`* by chance; *any error* on any operation
-//!   ([`Sim::fail_op`]): any part of a failed write may have landed, and of the writes that a
+//!   ([`Sim::fail_op`], [`Sim::fail_call`]): any part of a failed write may have landed, and of the writes that a
 //!   failed sync covered some may never become durable, whatever later syncs report.
 //! * *No space:* creations, growth by `set_len`, allocations and writes into unallocated blocks
 //!   fail with `ENOSPC` and change nothing; renames do so at times on a full disk. Writes into
@@ -83,5 +83,5 @@ mod world;
 pub use backend::{ProcessId, SimBackend, SimFactory, SimFile};
 pub use config::{Latency, SimConfig};
 pub use executor::Stop;
-pub use fault::{Counters, CrashKind};
+pub use fault::{Counters, CrashKind, Moment};
 pub use handle::Sim;

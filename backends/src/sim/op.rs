@@ -7,7 +7,7 @@ use alluvium_core::io::{AlignedBuf, DirEntry, EntryKind, FsSpace, OpenMode, Open
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::fault::{CrashKind, Fate};
+use super::fault::{CrashKind, Fate, Moment};
 use super::file::Tear;
 use super::slab::Key;
 use super::world::World;
@@ -86,6 +86,30 @@ impl OpKind {
             | Self::Taken => false,
             Self::Open { options, .. } => options.mode == OpenMode::CreateNew,
             _ => true,
+        }
+    }
+
+    /// The method of the seam that asks for it.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "read_at",
+            Self::Write { durable: false, .. } => "write_at",
+            Self::Write { durable: true, .. } => "write_durable",
+            Self::Sync { .. } => "sync_data",
+            Self::Allocate { .. } => "allocate",
+            Self::SetLen { .. } => "set_len",
+            Self::Len => "len",
+            Self::Open { options, .. } if options.mode == OpenMode::CreateNew => "create",
+            Self::Open { .. } => "open",
+            Self::List { .. } => "list",
+            Self::Kind { .. } => "kind",
+            Self::CreateDir { .. } => "create_dir",
+            Self::Rename { .. } => "rename",
+            Self::Remove { dir: false, .. } => "remove_file",
+            Self::Remove { dir: true, .. } => "remove_dir",
+            Self::SyncDir { .. } => "sync_dir",
+            Self::Space => "space",
+            Self::Taken => "none",
         }
     }
 
@@ -173,6 +197,10 @@ impl World {
             self.note(word);
         }
         self.note(fd.number());
+        self.note_names(&kind);
+        if let OpKind::Write { buf, .. } = &kind {
+            self.note_bytes(buf);
+        }
         let fate = self.choose_fate(fd, &kind);
         let latency = match &kind {
             OpKind::Read { .. } => self.config.read,
@@ -183,12 +211,16 @@ impl World {
         };
         let mut crash_now = None;
         let mut crash_later = None;
-        if let Some((at, crash)) = self.faults.crash
+        if let Some((at, crash, moment)) = self.faults.crash
             && kind.is_counted()
             && at == self.op_count
         {
             self.faults.crash = None;
-            let at = if self.fault_rng.coin() {
+            let begin = match moment {
+                None => self.fault_rng.coin(),
+                Some(moment) => moment == Moment::Begin,
+            };
+            let at = if begin {
                 &mut crash_now
             } else {
                 &mut crash_later
@@ -238,6 +270,9 @@ impl World {
                 fate = Fate::Short(units * unit);
             }
         }
+        if let Some(scripted) = self.count_call(kind.name(), len, alignment as usize) {
+            fate = scripted;
+        }
         let c = &mut self.counters;
         match kind {
             OpKind::Read { .. } => {
@@ -273,6 +308,42 @@ impl World {
             }
         }
         fate
+    }
+
+    /// Numbers a call and says what the script has for it.
+    pub(super) fn count_call(
+        &mut self,
+        name: &'static str,
+        len: usize,
+        unit: usize,
+    ) -> Option<Fate> {
+        let number = self.calls.len() as u64 + 1;
+        self.calls.push(name);
+        if let Some(errno) = self.faults.fail_calls.remove(&number) {
+            return Some(Fate::Fails(errno));
+        }
+        // Of one unit nothing is left to be short.
+        let short = self.faults.short_calls.remove(&number) && len > unit;
+        short.then(|| Fate::Short((len / 2 / unit * unit).max(unit)))
+    }
+
+    fn note_names(&mut self, kind: &OpKind) {
+        if !self.config.trace_bytes {
+            return;
+        }
+        let (one, other) = match kind {
+            OpKind::Open { path, .. }
+            | OpKind::List { path }
+            | OpKind::Kind { path }
+            | OpKind::CreateDir { path }
+            | OpKind::Remove { path, .. }
+            | OpKind::SyncDir { path, .. } => (Some(path), None),
+            OpKind::Rename { from, to } => (Some(from), Some(to)),
+            _ => (None, None),
+        };
+        for path in one.into_iter().chain(other) {
+            self.note_bytes(path.as_os_str().as_encoded_bytes());
+        }
     }
 
     /// Notes the range of a write, and holds the engine to its promise about overlaps.

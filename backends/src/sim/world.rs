@@ -116,6 +116,8 @@ pub(super) struct World {
     pub(super) op_count: u64,
     /// Writes so far.
     pub(super) write_count: u64,
+    /// Calls of every kind.
+    pub(super) calls: Vec<&'static str>,
     /// Completed changes of the disk so far.
     pub(super) stamp: u64,
     pub(super) rng: Rng,
@@ -148,6 +150,7 @@ impl World {
             counters: Counters::default(),
             op_count: 0,
             write_count: 0,
+            calls: Vec::new(),
             stamp: 0,
             fault_rng: rng.fork(),
             entropy: rng.fork(),
@@ -163,6 +166,18 @@ impl World {
     pub(super) fn note(&mut self, word: u64) {
         let mixed = (self.trace ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         self.trace = mixed ^ (mixed >> 29);
+    }
+
+    /// The bytes themselves, when the trace is to have them.
+    pub(super) fn note_bytes(&mut self, bytes: &[u8]) {
+        if self.config.trace_bytes {
+            self.note(bytes.len() as u64);
+            for chunk in bytes.chunks(8) {
+                let mut word = [0; 8];
+                word[..chunk.len()].copy_from_slice(chunk);
+                self.note(u64::from_le_bytes(word));
+            }
+        }
     }
 
     pub(super) fn trace_hash(&self) -> u64 {
@@ -325,6 +340,7 @@ impl World {
             return;
         }
         self.note(0x4B11 ^ u64::from(process));
+        self.count_in_flight();
         self.processes[process as usize] = false;
         self.shards.retain(|shard| shard.process != process);
         let delay_max = nanos(self.config.zombie_delay_max);
@@ -359,6 +375,7 @@ impl World {
     /// The machine stops; the disk keeps what the fault model says.
     pub(super) fn power_loss(&mut self) {
         self.note(0x0FF);
+        self.count_in_flight();
         self.processes.iter_mut().for_each(|alive| *alive = false);
         self.shards.clear();
         self.parked.clear();
@@ -407,6 +424,15 @@ impl World {
                 }
             });
         });
+    }
+
+    fn count_in_flight(&mut self) {
+        let writes = self.ops.iter().filter(|(_, op)| {
+            matches!(op.phase, Phase::InFlight)
+                && op.zombie.is_none()
+                && matches!(op.kind, OpKind::Write { .. })
+        });
+        self.counters.in_flight_at_crash = writes.count() as u64;
     }
 
     /// Stops the test, because the engine broke the contract of the seam.

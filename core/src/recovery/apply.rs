@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use super::header::NextHeader;
 use super::inventory::{Access, Found, corruption_of, take_inventory};
-use super::plan::{TailCase, classify_scan, newest, predecessors};
+use super::plan::{TailCase, TailFacts, newest, predecessors};
 use super::report::PartitionReport;
 use crate::config::{OnCorruption, StoreConfig};
 use crate::error::{Corruption, CorruptionKind, Error, Result};
@@ -112,6 +112,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         return Ok(unreadable(context, damage.noted));
     };
     let (segment, scan, case) = scan_newest(context, found, header, &mut damage).await?;
+    let facts = TailFacts::of(&scan);
     let tail_cut = damage.cut.is_some();
 
     let (links, missing) = predecessors(&headers, newest, scan.log_start);
@@ -154,6 +155,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     let report = PartitionReport {
         partition,
         case,
+        tail: Some(facts),
         log_start,
         log_end: scan.end_offset,
         skipped_offsets: 0,
@@ -293,7 +295,7 @@ async fn scan_newest<F: IoFile>(
     let segment = Segment::new(found.file, found.path, header, base, start, None);
     let interval = context.config.index_interval_bytes;
     let mut scan = scan_segment(&segment, &context.pool, SCAN_CHUNK_BYTES, interval).await?;
-    let mut case = classify_scan(&scan);
+    let mut case = TailFacts::of(&scan).case();
     if case == TailCase::Corrupt {
         let after = scan
             .survivor

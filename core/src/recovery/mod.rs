@@ -19,5 +19,5 @@ mod report;
 pub(crate) use apply::{RecoveredLog, RecoveryContext, recover_partition};
 pub(crate) use header::NextHeader;
 pub(crate) use inventory::fence;
-pub use plan::TailCase;
+pub use plan::{BehindEnd, ChainEnd, TailCase, TailFacts};
 pub use report::{PartitionReport, RecoveryReport};

@@ -13,6 +13,19 @@
 //! when it is a seal, or when a whole batch stands at the end without continuing the chain. Seals
 //! are written only when everything before them is durable.
 //!
+//! [`TailFacts`] are all facts that decide. By why the chain ends and by what lies behind it (whether
+//! it is sealed tells `clean` from `unsealed`, and changes nothing else):
+//!
+//! | | nothing behind | a batch behind | a proof of loss behind |
+//! | --- | --- | --- | --- |
+//! | no room | `clean`, `unsealed` | impossible | impossible |
+//! | nothing there | `clean`, `unsealed` | `torn` | `corrupt` |
+//! | a torn batch | impossible | `torn` | `corrupt` |
+//! | a broken chain | impossible | impossible | `corrupt` |
+//!
+//! A combination that a scan cannot give has a case all the same, the careful one:
+//! [`TailFacts::impossible`] says why it cannot.
+//!
 //! # The chain of segments
 //!
 //! The header with the highest sequence is the truth. It names its predecessor by identity and says
@@ -21,8 +34,8 @@
 
 use std::fmt;
 
-use super::super::segment::{Scan, Stop, Survivor};
 use crate::format::{SegmentHeader, SegmentKind};
+use crate::segment::{Scan, Stop};
 
 /// What a partition's tail looked like, and so what recovery decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,25 +61,124 @@ impl fmt::Display for TailCase {
     }
 }
 
-/// Labels the tail of the newest segment.
-pub(super) fn classify_tail(sealed: bool, stop: &Stop, survivor: Option<&Survivor>) -> TailCase {
-    match (stop, survivor) {
-        (
-            _,
-            Some(Survivor {
-                proves_loss: true, ..
-            }),
-        )
-        | (Stop::BrokenChain(_), _) => TailCase::Corrupt,
-        (_, Some(_)) | (Stop::TornBatch(_), None) => TailCase::Torn,
-        (Stop::Full | Stop::Nothing(_), None) if sealed => TailCase::Clean,
-        (Stop::Full | Stop::Nothing(_), None) => TailCase::Unsealed,
+/// Why the chain of a segment ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChainEnd {
+    /// No room for another batch.
+    Full,
+    /// Nothing that belongs to this use of the file.
+    Nothing,
+    /// A batch of this use of the file whose body is damaged or not all there.
+    TornBatch,
+    /// A whole batch of this use of the file that does not continue the chain.
+    BrokenChain,
+}
+
+/// What of this use of the file was found at the end of the chain and behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BehindEnd {
+    /// Nothing.
+    Nothing,
+    /// A batch (its header, at least) that proves nothing.
+    Batch,
+    /// One that proves that what is missing before it had been acknowledged.
+    ProofOfLoss,
+}
+
+/// The facts that decide a partition's [`TailCase`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TailFacts {
+    /// The chain is empty or ends with a seal.
+    pub sealed: bool,
+    /// Why it ends.
+    pub end: ChainEnd,
+    /// What lies behind.
+    pub behind: BehindEnd,
+}
+
+impl TailFacts {
+    /// Every combination, those that cannot be included.
+    pub fn all() -> impl Iterator<Item = Self> {
+        use ChainEnd::{BrokenChain, Full, Nothing, TornBatch};
+        let behind = [BehindEnd::Nothing, BehindEnd::Batch, BehindEnd::ProofOfLoss];
+        [false, true].into_iter().flat_map(move |sealed| {
+            let ends = [Full, Nothing, TornBatch, BrokenChain].into_iter();
+            ends.flat_map(move |end| {
+                behind.map(|behind| Self {
+                    sealed,
+                    end,
+                    behind,
+                })
+            })
+        })
+    }
+
+    /// The facts of a scan.
+    pub(super) fn of(scan: &Scan) -> Self {
+        let end = match scan.stop {
+            Stop::Full => ChainEnd::Full,
+            Stop::Nothing(_) => ChainEnd::Nothing,
+            Stop::TornBatch(_) => ChainEnd::TornBatch,
+            Stop::BrokenChain(_) => ChainEnd::BrokenChain,
+        };
+        let behind = match &scan.survivor {
+            None => BehindEnd::Nothing,
+            Some(survivor) if survivor.proves_loss => BehindEnd::ProofOfLoss,
+            Some(_) => BehindEnd::Batch,
+        };
+        Self {
+            sealed: scan.sealed,
+            end,
+            behind,
+        }
+    }
+
+    /// The label of the tail.
+    pub fn case(self) -> TailCase {
+        match (self.end, self.behind) {
+            (_, BehindEnd::ProofOfLoss) | (ChainEnd::BrokenChain, _) => TailCase::Corrupt,
+            (_, BehindEnd::Batch) | (ChainEnd::TornBatch, BehindEnd::Nothing) => TailCase::Torn,
+            (ChainEnd::Full | ChainEnd::Nothing, BehindEnd::Nothing) if self.sealed => {
+                TailCase::Clean
+            }
+            (ChainEnd::Full | ChainEnd::Nothing, BehindEnd::Nothing) => TailCase::Unsealed,
+        }
+    }
+
+    /// Why no scan can give these facts; `None` when one can.
+    pub fn impossible(self) -> Option<&'static str> {
+        match (self.end, self.behind) {
+            (ChainEnd::Full, BehindEnd::Batch | BehindEnd::ProofOfLoss) => {
+                Some("where no header has room, none is found behind")
+            }
+            (ChainEnd::TornBatch, BehindEnd::Nothing) => {
+                Some("the torn batch itself is found: its header is sound")
+            }
+            (ChainEnd::BrokenChain, BehindEnd::Nothing | BehindEnd::Batch) => {
+                Some("a whole batch that does not continue the chain is a proof itself")
+            }
+            _ => None,
+        }
     }
 }
 
-/// Labels a scanned tail.
-pub(super) fn classify_scan(scan: &Scan) -> TailCase {
-    classify_tail(scan.sealed, &scan.stop, scan.survivor.as_ref())
+/// As the words of the label's table.
+impl fmt::Display for TailFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sealed = if self.sealed { "sealed" } else { "not sealed" };
+        let end = match self.end {
+            ChainEnd::Full => "no room",
+            ChainEnd::Nothing => "nothing there",
+            ChainEnd::TornBatch => "a torn batch",
+            ChainEnd::BrokenChain => "a broken chain",
+        };
+        let behind = match self.behind {
+            BehindEnd::Nothing => "nothing behind",
+            BehindEnd::Batch => "a batch behind",
+            BehindEnd::ProofOfLoss => "a proof of loss behind",
+        };
+        write!(f, "{sealed}, {end}, {behind}")
+    }
 }
 
 /// Index of the header that is the truth, among those of live segments.
@@ -131,7 +243,6 @@ pub(super) fn predecessors(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::CorruptionKind;
 
     fn header(sequence: u64, prev: u64, base: u64, prev_end: u64) -> SegmentHeader {
         SegmentHeader {
@@ -156,43 +267,51 @@ mod tests {
         }
     }
 
+    /// The table of the module's documentation, row by row.
+    const TABLE: [(ChainEnd, [Option<&[TailCase]>; 3]); 4] = {
+        use TailCase::{Clean, Corrupt, Torn, Unsealed};
+        const WHOLE: Option<&[TailCase]> = Some(&[Clean, Unsealed]);
+        const TORN: Option<&[TailCase]> = Some(&[Torn]);
+        const CORRUPT: Option<&[TailCase]> = Some(&[Corrupt]);
+        [
+            (ChainEnd::Full, [WHOLE, None, None]),
+            (ChainEnd::Nothing, [WHOLE, TORN, CORRUPT]),
+            (ChainEnd::TornBatch, [None, TORN, CORRUPT]),
+            (ChainEnd::BrokenChain, [None, None, CORRUPT]),
+        ]
+    };
+
     #[test]
-    fn the_tail_table_is_total() {
-        let stops = [
-            Stop::Full,
-            Stop::Nothing(CorruptionKind::Misplaced("x")),
-            Stop::TornBatch(CorruptionKind::Misplaced("x")),
-            Stop::BrokenChain("x"),
-        ];
-        let survivor = |proves_loss| Survivor {
-            position: 1,
-            offset: 1,
-            proves_loss,
-        };
-        let survivors = [None, Some(survivor(false)), Some(survivor(true))];
-        let mut seen = Vec::new();
-        for sealed in [false, true] {
-            for (s, stop) in stops.iter().enumerate() {
-                for (v, found) in survivors.iter().enumerate() {
-                    let case = classify_tail(sealed, stop, found.as_ref());
-                    let expected = match (s, v) {
-                        (_, 2) | (3, _) => TailCase::Corrupt,
-                        (_, 1) | (2, 0) => TailCase::Torn,
-                        _ if sealed => TailCase::Clean,
-                        _ => TailCase::Unsealed,
-                    };
-                    assert_eq!(case, expected, "{sealed} {stop:?} {found:?}");
-                    seen.push(case);
-                }
-            }
+    fn every_combination_of_facts_has_one_case_or_is_impossible() {
+        let all: Vec<_> = TailFacts::all().collect();
+        assert_eq!(all.len(), 2 * 4 * 3);
+        assert!(all.is_sorted() && all.windows(2).all(|w| w[0] != w[1]));
+        let mut met = Vec::new();
+        for facts in all {
+            let (_, row) = TABLE.iter().find(|(end, _)| *end == facts.end).unwrap();
+            let cell = match facts.behind {
+                BehindEnd::Nothing => row[0],
+                BehindEnd::Batch => row[1],
+                BehindEnd::ProofOfLoss => row[2],
+            };
+            let Some(labels) = cell else {
+                assert!(facts.impossible().is_some(), "{facts}");
+                // Should it come up all the same, nothing is kept that may be missing something.
+                let careful = [TailCase::Torn, TailCase::Corrupt];
+                assert!(careful.contains(&facts.case()), "{facts}");
+                continue;
+            };
+            assert_eq!(facts.impossible(), None, "{facts}");
+            let expected = match labels {
+                [sealed, _] if facts.sealed => *sealed,
+                [.., other] => *other,
+                [] => unreachable!(),
+            };
+            assert_eq!(facts.case(), expected, "{facts}");
+            met.push(expected);
         }
-        for case in [
-            TailCase::Clean,
-            TailCase::Unsealed,
-            TailCase::Torn,
-            TailCase::Corrupt,
-        ] {
-            assert!(seen.contains(&case), "{case} is never decided");
+        for label in TABLE.iter().flat_map(|(_, row)| row.iter().flatten()) {
+            assert!(label.iter().all(|label| met.contains(label)), "{label:?}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::plan::TailCase;
+use super::plan::{TailCase, TailFacts};
 use crate::error::Corruption;
 
 /// The result of recovering one partition.
@@ -15,6 +15,9 @@ pub struct PartitionReport {
     pub partition: u64,
     /// What its tail looked like, and so what was done.
     pub case: TailCase,
+    /// The facts behind the case; `None` when there was no segment to look at. A tail that is cut by
+    /// order ([`OnCorruption::CutTail`](crate::OnCorruption::CutTail)) is `Corrupt` whatever they are.
+    pub tail: Option<TailFacts>,
     /// First readable offset.
     pub log_start: u64,
     /// Offset that the next record gets.
@@ -42,6 +45,7 @@ impl PartitionReport {
         Self {
             partition,
             case,
+            tail: None,
             log_start: 0,
             log_end: 0,
             skipped_offsets: 0,

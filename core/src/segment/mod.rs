@@ -25,7 +25,7 @@ pub(crate) use index::SparseIndex;
 use index::newest_record;
 pub(crate) use name::{FileName, INDEX_SUFFIX, SEGMENT_SUFFIX};
 pub(crate) use piece::{Extent, Piece, PieceSizes};
-pub(crate) use scan::{Scan, Stop, Survivor, scan_segment};
+pub(crate) use scan::{Scan, Stop, scan_segment};
 pub(crate) use spare::{SpareFile, SpareRequest, ZERO_CHUNK_BYTES, prepare_spare, zero};
 
 use crate::error::{Corruption, CorruptionKind, Error, Result};

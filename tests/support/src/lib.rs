@@ -14,6 +14,7 @@ pub mod fuzz;
 pub mod io_conformance;
 pub mod logs;
 pub mod promises;
+pub mod simulation;
 pub mod store_conformance;
 pub mod stress;
 

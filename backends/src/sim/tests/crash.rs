@@ -11,7 +11,7 @@ use alluvium_core::io::{BackendFactory, IoBackend, IoFile, LockKind, ShardMain, 
 use tokio::sync::mpsc;
 
 use super::{count, create, open, process, read, sectors, write, write_durable};
-use crate::sim::{CrashKind, Sim, SimBackend, SimConfig, SimFactory, Stop};
+use crate::sim::{CrashKind, Moment, Sim, SimBackend, SimConfig, SimFactory, Stop};
 
 const SEEDS: u64 = 300;
 
@@ -494,6 +494,28 @@ fn shards_crash_and_start_again_on_the_same_disk() {
                     "seed {seed} round {round}"
                 );
             }
+        }
+    }
+}
+
+/// A scripted crash strikes at the moment that it was given: the operation is in flight, or it has
+/// had its effect.
+#[test]
+fn a_crash_comes_at_its_moment() {
+    for seed in 0..50 {
+        for (moment, in_flight) in [(Moment::Begin, 1), (Moment::End, 0)] {
+            let sim = Sim::from_seed(seed);
+            sim.write_file("/f", &[0; 4096]).expect("it can be planted");
+            let backend = process(&sim);
+            sim.crash_at(1, CrashKind::PowerLoss, moment);
+            let stopped = sim.try_block_on(async move {
+                let file = open(&backend, "/f").await;
+                write_durable(&file, 0, 7, 512).await;
+            });
+            assert_eq!(stopped, Err(Stop::Crashed));
+            assert_eq!(sim.counters().in_flight_at_crash, in_flight);
+            let kept = sim.read_file("/f").expect("it is there")[0] == 7;
+            assert!(kept || moment == Moment::Begin, "seed {seed}");
         }
     }
 }

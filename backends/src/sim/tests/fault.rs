@@ -321,3 +321,56 @@ fn a_reader_sees_a_write_arrive_sector_by_sector() {
     }
     assert!(partly > 50);
 }
+
+/// Every call has a number, also those that change nothing, and fails when it is told to.
+#[test]
+fn any_call_fails_by_its_number() {
+    let sim = Sim::from_seed(12);
+    let backend = process(&sim);
+    let file = sim.block_on(async {
+        let file = create(&backend, "/f").await;
+        write(&file, 0, 1, 4096).await;
+        file
+    });
+    assert_eq!(sim.calls(), ["create", "write_at"]);
+    sim.fail_call(3, EIO);
+    sim.fail_call(4, EIO);
+    sim.fail_call(5, 24);
+    sim.shorten_call(6);
+    sim.fail_call(100, EIO);
+    sim.block_on(async {
+        assert_eq!(code(file.len().await), Some(EIO));
+        assert_eq!(
+            code(file.try_lock(alluvium_core::io::LockKind::Shared)),
+            Some(EIO)
+        );
+        let opened = backend.open(Path::new("/f"), OpenOptions::READ_WRITE).await;
+        assert_eq!(code(opened), Some(24));
+        let (result, _) = file.read_at(AlignedBuf::with_capacity(4096), 0, 4096).await;
+        let short = result.expect("it is read in part");
+        assert!((1..4096).contains(&short), "{short}");
+        assert_eq!(file.len().await.expect("once only"), 4096);
+    });
+    let names = sim.calls();
+    assert_eq!(names[2..], ["len", "try_lock", "open", "read_at", "len"]);
+    sim.cancel_failures();
+}
+
+/// What is written and what is answered is part of the trace, when it is asked for.
+#[test]
+fn the_trace_has_every_byte() {
+    let trace = |bytes, fill: u8| {
+        let mut config = SimConfig::new(13);
+        config.trace_bytes = bytes;
+        let sim = Sim::new(config);
+        let backend = process(&sim);
+        sim.block_on(async {
+            let file = create(&backend, "/f").await;
+            write(&file, 0, fill, 512).await;
+        });
+        sim.trace_hash()
+    };
+    assert_eq!(trace(false, 1), trace(false, 2));
+    assert_ne!(trace(true, 1), trace(true, 2));
+    assert_eq!(trace(true, 1), trace(true, 1));
+}

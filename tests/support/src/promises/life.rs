@@ -353,6 +353,11 @@ impl Life {
         self.trimmed
     }
 
+    /// First offset that the trims asked for leave.
+    pub fn trims_reach(&self) -> u64 {
+        self.trim_asked.max(self.trimmed)
+    }
+
     /// Whether a truncation is under way or its outcome unknown.
     pub fn is_cutting(&self) -> bool {
         self.cut.is_some()
