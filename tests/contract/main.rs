@@ -9,6 +9,8 @@
 mod acknowledgement;
 mod cancellation;
 mod cancellation_real;
+mod changes;
+mod clock;
 mod concurrency;
 mod damage;
 mod errors;
@@ -21,3 +23,4 @@ mod machine;
 mod memory;
 mod openings;
 mod reads;
+mod settings;

@@ -50,7 +50,7 @@ fn check(bytes: &Bytes) {
 }
 
 /// CRC-32 (IEEE), bit by bit: independent of the library under test.
-pub(super) fn crc32(bytes: &[u8]) -> u32 {
+pub fn crc32(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for &byte in bytes {
         crc ^= u32::from(byte);

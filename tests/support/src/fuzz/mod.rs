@@ -9,7 +9,7 @@ mod image;
 mod input;
 mod ops;
 
-pub use batch::{decode_batch, headers, walk_segment};
+pub use batch::{crc32, decode_batch, headers, walk_segment};
 pub use image::{open_image, open_index};
 pub use ops::ops_vs_model;
 
