@@ -272,7 +272,8 @@ fn a_damaged_note_before_a_seal_is_damage() {
             sim.set_stalled(false);
         };
         let (appended, trimmed, ()) = futures_util::join!(append, p.trim_before(4), go_on);
-        (appended.unwrap(), trimmed.unwrap());
+        appended.unwrap();
+        trimmed.unwrap();
         let request = InspectRequest {
             detail: InspectDetail::Batches,
             ..InspectRequest::default()
