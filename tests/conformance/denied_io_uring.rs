@@ -22,6 +22,8 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 const EPERM: u32 = 1;
 const ENOMEM: u32 = 12;
 const ENOSYS: u32 = 38;
+const EMFILE: u32 = 24;
+const EIO: u32 = 5;
 
 /// Runs `body` on a thread where `io_uring_setup` fails with `errno`, there and in all threads
 /// that it starts.
@@ -73,6 +75,8 @@ fn the_probe_explains_and_auto_takes_the_other() {
         (EPERM, "seccomp"),
         (ENOMEM, "RLIMIT_MEMLOCK"),
         (ENOSYS, "no io_uring"),
+        (EMFILE, "no file descriptor is left"),
+        (EIO, "io_uring cannot be set up"),
     ] {
         with_denied_io_uring(errno, move || {
             let results = probe();

@@ -168,18 +168,23 @@ fn offsets_that_were_shown_are_not_given_again() {
 /// Neither does one after a trim, whose control batch seals the log at rest.
 #[test]
 fn a_clean_close_skips_no_offsets() {
-    for level in [Ack::Accepted, Ack::Written] {
+    for (level, start) in [
+        (Ack::Accepted, 0),
+        (Ack::Accepted, 2),
+        (Ack::Written, 0),
+        (Ack::Written, 2),
+    ] {
         let sim = machine(1);
         sim.block_on(async {
             let (store, p) = store_and_partition(&sim).await;
             p.append_with(batch(0, 5), level).await.unwrap();
             p.sync().await.unwrap();
-            p.trim_before(2).await.unwrap();
+            p.trim_before(start).await.unwrap();
             close(&store).await;
             drop((store, p));
             let store = open(&sim).await;
             let p = store.partition(1).await.unwrap();
-            assert_eq!((p.offsets().log_start(), p.offsets().log_end()), (2, 5));
+            assert_eq!((p.offsets().log_start(), p.offsets().log_end()), (start, 5));
             close(&store).await;
         });
     }
@@ -209,6 +214,48 @@ fn acknowledgements_come_in_order() {
             close(&store).await;
         });
     }
+}
+
+/// Those of each level come in the order of the log, also when levels are mixed in every group.
+#[test]
+fn acknowledgements_of_each_level_come_in_order() {
+    let sim = machine(1);
+    sim.block_on(async {
+        let (store, p) = store_and_partition(&sim).await;
+        // From here on offsets are reserved.
+        p.append_with(batch(0, 1), Ack::Written).await.unwrap();
+        p.sync().await.unwrap();
+        sim.set_stalled(true);
+        let seen = std::cell::RefCell::new(Vec::new());
+        let appends: Vec<_> = (1..61)
+            .map(|at| {
+                let level = if at % 2 == 0 {
+                    Ack::Written
+                } else {
+                    Ack::Durable
+                };
+                let ack = p.try_append(batch(at, 1), level.into()).unwrap();
+                let seen = &seen;
+                async move {
+                    let appended = ack.await.unwrap();
+                    seen.borrow_mut().push(appended.base_offset);
+                }
+            })
+            .collect();
+        let go_on = async {
+            sim.sleep(Duration::from_millis(1)).await;
+            assert!(seen.borrow().is_empty());
+            sim.set_stalled(false);
+        };
+        futures_util::join!(futures_util::future::join_all(appends), go_on);
+        let seen = seen.borrow();
+        assert_eq!(seen.len(), 60);
+        for level in [0, 1] {
+            let of_level = seen.iter().filter(|offset| **offset % 2 == level);
+            assert!(of_level.is_sorted(), "{seen:?}");
+        }
+        close(&store).await;
+    });
 }
 
 /// Offsets that a crash made skipped lie between segments. A trim whose write fails takes nothing

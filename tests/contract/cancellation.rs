@@ -69,6 +69,25 @@ fn appends() {
     }
 }
 
+/// With room in the mailbox it is handed over in the first poll, and nobody has to wait for it.
+#[test]
+fn an_append_that_nobody_waits_for_takes_effect() {
+    for level in [Ack::Accepted, Ack::Written, Ack::Durable] {
+        let sim = machine(1);
+        sim.block_on(async {
+            let (store, p) = store_and_partition(&sim).await;
+            for polls in 1..8 {
+                let at = p.offsets().log_end();
+                drop(polled(p.append_with(batch(at, 3), level), polls).await);
+                p.sync().await.unwrap();
+                assert_eq!(p.offsets().log_end(), at + 3, "{level:?}, {polls} polls");
+            }
+            verify(&p, 0, 21).await;
+            close(&store).await;
+        });
+    }
+}
+
 #[test]
 fn appends_that_wait_for_room() {
     for seed in 0..5 {

@@ -4,20 +4,24 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use alluvium::backends::sim::Sim;
-use alluvium::format::{SegmentHeader, SegmentKind};
-use alluvium::{CorruptionKind, Error, ErrorClass, OnCorruption, ReadLimits, Store, Visibility};
+use alluvium::format::{Control, ControlReason, SegmentHeader, SegmentKind};
+use alluvium::{
+    Ack, CorruptionKind, Error, ErrorClass, InspectDetail, InspectRequest, OnCorruption,
+    ReadLimits, Store, Visibility,
+};
+use alluvium_testkit::fuzz::crc32;
 use alluvium_testkit::logs::{batch, close, fill, value};
 
 use crate::machine::{check_answers, machine, machine_from, path_of, snapshot, try_open};
 
-type Files = BTreeMap<PathBuf, Vec<u8>>;
+pub(crate) type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 const PARTITIONS: u64 = 2;
 const START: u64 = 5;
 const END: u64 = 60;
 
 /// A closed store of two partitions with several segments each.
-fn closed_store() -> Files {
+pub(crate) fn closed_store() -> Files {
     let sim = machine(7);
     sim.block_on(async {
         let (store, _) = try_open(&sim, tiny).await.unwrap();
@@ -33,7 +37,7 @@ fn closed_store() -> Files {
     snapshot(&sim)
 }
 
-fn tiny(config: &mut alluvium::StoreConfig) {
+pub(crate) fn tiny(config: &mut alluvium::StoreConfig) {
     config.segment_bytes = 16 << 10;
     config.group_bytes_max = 8 << 10;
     config.group_bytes_min = 4 << 10;
@@ -250,6 +254,78 @@ fn shortened_missing_and_swapped_files() {
         let dirs = [a.parent().unwrap(), b.parent().unwrap()];
         judge(&damaged, &[a, b, dirs[0], dirs[1]], &what);
     }
+}
+
+/// A note of the log to itself holds no record: that one is missing is proven by the seal behind it.
+#[test]
+fn a_damaged_note_before_a_seal_is_damage() {
+    let sim = machine(9);
+    let (path, position) = sim.block_on(async {
+        let (store, _) = try_open(&sim, tiny).await.unwrap();
+        let p = store.create_partition(0).await.unwrap();
+        fill(&p, 10, 2).await;
+        // A trim while an append is under way is no seal itself.
+        sim.set_stalled(true);
+        let append = p.try_append(batch(10, 1), Ack::Durable.into()).unwrap();
+        let go_on = async {
+            sim.sleep(std::time::Duration::from_millis(1)).await;
+            sim.set_stalled(false);
+        };
+        let (appended, trimmed, ()) = futures_util::join!(append, p.trim_before(4), go_on);
+        appended.unwrap();
+        trimmed.unwrap();
+        let request = InspectRequest {
+            detail: InspectDetail::Batches,
+            ..InspectRequest::default()
+        };
+        let found = p.inspect(request).await.unwrap();
+        close(&store).await;
+        let segment = &found.segments[0];
+        let is_trim = |c: &Control| c.reason == ControlReason::Trim;
+        let mut batches = segment.batches.iter();
+        let note = batches.find(|b| b.control.as_ref().is_some_and(is_trim));
+        (segment.path.clone(), note.unwrap().position)
+    });
+    sim.flip_bit(&path, position + 100, 0).unwrap();
+    let e = sim.block_on(try_open(&sim, tiny)).unwrap_err();
+    let Error::Corrupt(c) = &e else { panic!("{e}") };
+    assert_eq!((&c.path, c.position), (&path, position));
+}
+
+/// An index only says where to begin: what stands there is held against the offset that is asked for.
+/// One with a forged checksum, each of whose entries points behind its batch, hides no record.
+#[test]
+fn an_index_that_points_elsewhere_hides_nothing() {
+    const HEAD_LEN: usize = 48;
+    const ENTRY_LEN: usize = 24;
+    let files = closed_store();
+    let (mut forged, mut noticed) = (0, 0);
+    for (path, content) in &files {
+        if path.extension().is_none_or(|e| e != "idx") {
+            continue;
+        }
+        let entries: Vec<_> = content[HEAD_LEN..content.len() - 4]
+            .chunks_exact(ENTRY_LEN)
+            .collect();
+        let mut index = content[..HEAD_LEN].to_vec();
+        for pair in entries.windows(2) {
+            index.extend_from_slice(&pair[0][..8]);
+            index.extend_from_slice(&pair[1][8..]);
+        }
+        let count = entries.len() as u64 - 1;
+        index[HEAD_LEN - 8..HEAD_LEN].copy_from_slice(&count.to_le_bytes());
+        index.extend_from_slice(&crc32(&index).to_le_bytes());
+        let mut damaged = files.clone();
+        damaged.insert(path.clone(), index);
+        let segment = path.with_extension("seg");
+        let what = format!("{} points elsewhere", path.display());
+        noticed += u32::from(judge(&damaged, &[path, &segment], &what));
+        forged += u32::from(count > 0);
+    }
+    assert!(
+        forged > 2 && noticed > 0,
+        "{noticed} of {forged} were noticed"
+    );
 }
 
 #[test]

@@ -1,18 +1,25 @@
 //! Every error is reached, and says what the caller may do.
 
 use std::collections::BTreeSet;
+use std::error::Error as _;
+use std::fmt::Debug;
+use std::pin::pin;
 use std::time::Duration;
 
 use alluvium::backends::sim::Latency;
-use alluvium::format::{Batch, Control, ControlReason};
-use alluvium::{Ack, Error, ReadLimits, Store, Visibility};
+use alluvium::format::{Batch, Control, ControlReason, SegmentHeader, SegmentKind};
+use alluvium::{Ack, BlockingPool, Error, PoolError, ReadLimits, Store, Visibility};
 use alluvium_testkit::logs::{batch, close, fill, small};
 
+use crate::damage::{closed_store, tiny};
+use crate::failure::quiet_panics;
 use crate::machine::{
-    DIR, EIO, check_answers, machine, machine_with, open, store_and_partition, try_open,
+    DIR, EIO, check_answers, machine, machine_from, machine_with, open, polled,
+    store_and_partition, try_open,
 };
 
-/// Names of all errors; a new one needs a line here and a way to reach it below.
+/// Names of all errors; a new one needs a line here, as `cargo test --test tidy` says, and a way to
+/// reach it below.
 const ALL: [&str; 26] = [
     "AlreadyOpen",
     "BackendUnavailable",
@@ -42,17 +49,55 @@ const ALL: [&str; 26] = [
     "WrongOffset",
 ];
 
+/// The same for what an error may mean.
+const CLASSES: [&str; 5] = [
+    "Corrupt",
+    "Misuse",
+    "NotApplied",
+    "OutcomeUnknown",
+    "PartitionFailed",
+];
+
+/// And for what may be wrong with a file.
+const CORRUPTIONS: [&str; 4] = ["Format", "Misplaced", "MissingSegment", "Shortened"];
+
+/// And for jobs of a pool.
+const POOL: [&str; 2] = ["Full", "Panicked"];
+
 #[derive(Default)]
-struct Seen(BTreeSet<String>);
+struct Seen {
+    errors: BTreeSet<String>,
+    classes: BTreeSet<String>,
+    corruptions: BTreeSet<String>,
+}
 
 impl Seen {
     /// Notes an error by its name, after its answers are checked.
     fn note(&mut self, e: &Error) {
         check_answers(e);
-        let debug = format!("{e:?}");
-        let end = debug.find([' ', '(', '{']).unwrap_or(debug.len());
-        self.0.insert(debug[..end].to_owned());
+        self.errors.insert(name(e));
+        self.classes.insert(name(&e.class()));
+        if let Error::Corrupt(corruption) = e {
+            self.corruptions.insert(name(&corruption.found));
+        }
     }
+}
+
+/// Name of an enum's variant.
+fn name(value: &impl Debug) -> String {
+    let debug = format!("{value:?}");
+    let end = debug.find([' ', '(', '{']).unwrap_or(debug.len());
+    debug[..end].to_owned()
+}
+
+fn are_all<const N: usize>(seen: &BTreeSet<String>, all: [&str; N]) {
+    let all: BTreeSet<String> = all.map(str::to_owned).into();
+    let missing: Vec<_> = all.difference(seen).collect();
+    let unlisted: Vec<_> = seen.difference(&all).collect();
+    assert!(
+        missing.is_empty() && unlisted.is_empty(),
+        "missing {missing:?}, unlisted {unlisted:?}"
+    );
 }
 
 #[test]
@@ -60,16 +105,37 @@ fn every_error_is_reached() {
     let mut seen = Seen::default();
     of_requests(&mut seen);
     of_openings(&mut seen);
+    of_damage(&mut seen);
     of_ends(&mut seen);
     of_the_disk(&mut seen);
     unavailable(&mut seen);
-    let all: BTreeSet<String> = ALL.iter().map(|s| (*s).to_owned()).collect();
-    let missing: Vec<_> = all.difference(&seen.0).collect();
-    let unlisted: Vec<_> = seen.0.difference(&all).collect();
-    assert!(
-        missing.is_empty() && unlisted.is_empty(),
-        "missing {missing:?}, unlisted {unlisted:?}"
-    );
+    are_all(&seen.errors, ALL);
+    are_all(&seen.classes, CLASSES);
+    are_all(&seen.corruptions, CORRUPTIONS);
+}
+
+#[test]
+fn every_error_of_a_blocking_pool_is_reached() {
+    quiet_panics();
+    let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new().name(name).spawn(body).map(drop)
+    };
+    let pool = BlockingPool::start("errors", 1, 1, &spawn).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (go_on, told) = std::sync::mpsc::channel();
+        let mut first = pin!(pool.run(move || told.recv().is_ok()));
+        assert!(polled(first.as_mut(), 1).await.is_none());
+        let full = pool.try_run(|| ()).await.unwrap_err();
+        go_on.send(()).unwrap();
+        assert_eq!(first.await, Ok(true));
+        let panicked = pool.run(|| panic!("planted panic in a job")).await;
+        let panicked: PoolError = panicked.map(|(): ()| ()).unwrap_err();
+        are_all(&[name(&full), name(&panicked)].into(), POOL);
+        assert_eq!(pool.run(|| 1).await, Ok(1), "the pool goes on");
+    });
 }
 
 fn of_requests(seen: &mut Seen) {
@@ -106,12 +172,13 @@ fn of_requests(seen: &mut Seen) {
             seen.note(&e);
         }
         let _first = p.try_append(batch(10, 1), Ack::Durable.into()).unwrap();
-        seen.note(
-            &p.try_append(batch(11, 1), Ack::Durable.into())
-                .err()
-                .unwrap()
-                .error,
-        );
+        let refused = p
+            .try_append(batch(11, 1), Ack::Durable.into())
+            .err()
+            .unwrap();
+        seen.note(&refused.error);
+        assert_eq!(refused.to_string(), refused.error.to_string());
+        assert!(refused.source().is_some() && refused.batch.record_count() == 1);
         let (one, two) = futures_util::join!(store.create_partition(3), store.create_partition(3));
         seen.note(&one.and(two).unwrap_err());
         close(&store).await;
@@ -171,6 +238,42 @@ fn of_openings(seen: &mut Seen) {
     seen.note(&fenced.expect("an opening during a late write"));
 }
 
+/// What may be wrong with a file, as the next opening finds it.
+fn of_damage(seen: &mut Seen) {
+    let files = closed_store();
+    let segments = |partition| {
+        let mut found: Vec<_> = files
+            .iter()
+            .filter_map(|(path, content)| Some((SegmentHeader::decode(content).ok()?, path)))
+            .filter(|(h, _)| h.kind == SegmentKind::Log && h.partition == partition)
+            .map(|(h, path)| (h.sequence, path.clone()))
+            .collect();
+        found.sort_unstable();
+        found
+    };
+    let (own, other) = (segments(0), segments(1));
+    // The one before the newest, which the newest names.
+    let path = &own[own.len() - 2].1;
+    let content = &files[path];
+    let mut zeros = content.clone();
+    zeros[..4096].fill(0);
+    let altered = [
+        Some(zeros),
+        Some(content[..4096].to_vec()),
+        Some(files[&other[0].1].clone()),
+        None,
+    ];
+    for content in altered {
+        let mut files = files.clone();
+        match content {
+            Some(content) => _ = files.insert(path.clone(), content),
+            None => _ = files.remove(path),
+        }
+        let sim = machine_from(&files);
+        seen.note(&sim.block_on(try_open(&sim, tiny)).unwrap_err());
+    }
+}
+
 fn of_ends(seen: &mut Seen) {
     let sim = machine_with(4, |c| c.catch_panics = true);
     sim.block_on(async {
@@ -223,7 +326,12 @@ fn of_the_disk(seen: &mut Seen) {
         seen.note(&store.create_partition(5).await.unwrap_err());
         let (_, other) = (0, store.create_partition(6).await.unwrap());
         sim.fail_op(sim.op_count() + 1, EIO);
-        seen.note(&other.append(batch(0, 1)).await.unwrap_err());
+        let unknown = other.append(batch(0, 1)).await.unwrap_err();
+        assert!(
+            matches!(&unknown, Error::OutcomeUnknown { cause, .. } if cause.code == Some(EIO)),
+            "{unknown:?}"
+        );
+        seen.note(&unknown);
         seen.note(&other.append(batch(0, 1)).await.unwrap_err());
         let doomed = store.create_partition(7).await.unwrap();
         // The renaming, behind a seal that the partition does not need.

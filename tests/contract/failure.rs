@@ -19,12 +19,7 @@ use crate::machine::{
 };
 
 /// Every kind of waiter at once, on a shard that panics at an operation; all must come back.
-async fn everybody_is_answered<F: BackendFactory>(
-    factory: F,
-    dir: &Path,
-    op: &'static str,
-    pause: impl AsyncFn(),
-) {
+async fn everybody_is_answered<F: BackendFactory>(factory: F, dir: &Path, op: &'static str) {
     let armed = Arc::new(AtomicBool::new(false));
     let is_armed = Arc::clone(&armed);
     let hook = move |name: &'static str, _: &Path| {
@@ -80,7 +75,6 @@ async fn everybody_is_answered<F: BackendFactory>(
         );
     }
     armed.store(false, Ordering::SeqCst);
-    pause().await;
     // Close answers as well, and with it whoever waits.
     let closing = store.close(Duration::from_secs(5));
     let (closed, wait, next) = futures_util::join!(closing, wait, stream.next());
@@ -111,8 +105,7 @@ fn a_panic_of_a_shard_on_sim() {
         let sim = machine_with(1, |c| c.catch_panics = true);
         sim.block_on(async {
             let factory = sim.new_process();
-            let pause = async || sim.sleep(Duration::from_millis(100)).await;
-            everybody_is_answered(factory, Path::new(DIR), op, pause).await;
+            everybody_is_answered(factory, Path::new(DIR), op).await;
         });
         // What was acknowledged is there in the next life.
         sim.block_on(async {
@@ -134,10 +127,7 @@ fn a_panic_of_a_real_shard(factory: &(impl BackendFactory + Clone)) {
             .enable_time()
             .build()
             .unwrap();
-        let body = async {
-            let pause = async || tokio::time::sleep(Duration::from_millis(20)).await;
-            everybody_is_answered(factory.clone(), dir.path(), op, pause).await;
-        };
+        let body = everybody_is_answered(factory.clone(), dir.path(), op);
         runtime.block_on(async {
             let ended = tokio::time::timeout(Duration::from_secs(30), body).await;
             assert!(ended.is_ok(), "a panic at {op} leaves somebody waiting");

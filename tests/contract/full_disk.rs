@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use alluvium::format::Batch;
 use alluvium::{Error, ReadLimits, Store, Visibility};
 use alluvium_testkit::logs::{batch, close, fill, verify};
 
@@ -64,6 +65,30 @@ fn appends_are_refused_and_go_on_when_space_is_back() {
             close(&store).await;
         });
     }
+}
+
+/// Each segment keeps room that only notes of the log to itself may use: so a trim needs no other one.
+#[test]
+fn a_trim_inside_of_a_segment_works_on_a_full_disk() {
+    let sim = machine_with(1, |c| c.capacity_bytes = CAPACITY);
+    sim.block_on(async {
+        let (store, p) = store_and_partition(&sim).await;
+        // One record to a sector: in the end not even the smallest batch fits.
+        let e = loop {
+            if let Err(e) = p.append(Batch::from_values(["x"]).unwrap()).await {
+                break e;
+            }
+        };
+        assert!(matches!(e, Error::NoSpace { .. }), "{e}");
+        let end = p.offsets().log_end();
+        for start in 1..=3 {
+            p.trim_before(start).await.unwrap();
+            assert_eq!(p.offsets().log_start(), start);
+        }
+        let (store, p) = reopened(&sim, store).await;
+        assert_eq!((p.offsets().log_start(), p.offsets().log_end()), (3, end));
+        close(&store).await;
+    });
 }
 
 #[test]

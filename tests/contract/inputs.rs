@@ -8,12 +8,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use alluvium::backends::tokio::TokioFactory;
-use alluvium::{Error, Result, Store, StoreConfig};
+use alluvium::{Error, Result, Store};
 use alluvium_testkit::logs::{close, fill, small, verify};
 
 use crate::machine::{
-    DIR, EIO, ENOSPC, EROFS, check_answers, machine, path_of, snapshot, store_and_partition,
-    try_open,
+    DIR, EIO, ENOSPC, EROFS, check_answers, machine, path_of, store_and_partition, try_open,
 };
 
 /// Opens on a real file system.
@@ -238,27 +237,4 @@ fn an_opening_may_fail_at_every_operation() {
             );
         }
     }
-}
-
-#[test]
-fn settings_are_checked_before_the_disk_is_touched() {
-    let sim = machine(1);
-    let config = StoreConfig::default();
-    config.validate().unwrap();
-    let before = snapshot(&sim);
-    let e = sim
-        .block_on(try_open(&sim, |c| c.segment_bytes = 1))
-        .unwrap_err();
-    check_answers(&e);
-    assert!(
-        matches!(
-            e,
-            Error::InvalidConfig {
-                setting: "segment_bytes",
-                ..
-            }
-        ),
-        "{e:?}"
-    );
-    assert_eq!((snapshot(&sim), sim.op_count()), (before, 0));
 }

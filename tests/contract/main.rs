@@ -9,6 +9,8 @@
 mod acknowledgement;
 mod cancellation;
 mod cancellation_real;
+mod changes;
+mod clock;
 mod concurrency;
 mod damage;
 mod endings;
@@ -22,3 +24,4 @@ mod machine;
 mod memory;
 mod openings;
 mod reads;
+mod settings;

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use alluvium::Error;
 use alluvium::backends::sim::Sim;
+use alluvium::{Error, InspectDetail, InspectRequest};
 use alluvium_testkit::logs::{close, fill, verify};
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
@@ -100,4 +100,30 @@ fn one_read_that_fails_ends_it_and_leaves_nothing_open() {
         verify(&store.partition(1).await.unwrap(), 0, RECORDS).await;
         close(&store).await;
     });
+}
+
+/// Of two headers that claim the same place the one of the later opening must be the newer.
+#[test]
+fn each_opening_writes_with_a_generation_of_its_own() {
+    let sim = machine(10);
+    let mut last = 0;
+    for round in 0..6 {
+        let newest = sim.block_on(async {
+            let (store, p) = store_and_partition(&sim).await;
+            fill(&p, 5, 1).await;
+            let request = InspectRequest {
+                detail: InspectDetail::Batches,
+                ..InspectRequest::default()
+            };
+            let found = p.inspect(request).await.unwrap();
+            if round % 2 == 0 {
+                close(&store).await;
+            }
+            let batches = found.segments.iter().flat_map(|s| &s.batches);
+            batches.map(|b| b.header.generation).max().unwrap()
+        });
+        assert!(newest > last, "{newest} after {last} in round {round}");
+        last = newest;
+        sim.power_loss();
+    }
 }

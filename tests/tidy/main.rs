@@ -1,12 +1,17 @@
 //! What the project has agreed on and a machine can check: file sizes, module docs, what the
-//! engine may use, and which way its folders depend on each other.
+//! engine may use, which way its folders depend on each other; and that what is said about the tests
+//! is so.
 
 #![allow(
     clippy::unwrap_used,
     reason = "a panic is how a test reports a failure"
 )]
 
+mod census;
+mod errors;
+mod mutants;
 mod rules;
+mod sleeps;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -39,6 +44,18 @@ fn rust_files() -> Vec<(String, String)> {
     }
     files.sort_unstable();
     files
+}
+
+/// The text of a file of the project.
+fn text_of(name: &str) -> Option<String> {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).ok()
+}
+
+fn all_tests(files: &[(String, String)]) -> Vec<String> {
+    let files = files.iter().map(|(path, text)| (&**path, &**text));
+    let census = census::census(files);
+    assert!(census.len() > 200, "{} tests were found", census.len());
+    census
 }
 
 /// Runs one rule over all files, and names every place that breaks it.
@@ -75,4 +92,32 @@ fn the_engine_reaches_the_world_through_its_seam_only() {
 #[test]
 fn folders_of_the_engine_depend_on_earlier_ones_only() {
     all_files_keep(rules::engine_imports);
+}
+
+#[test]
+fn no_test_sleeps_to_be_right() {
+    all_files_keep(sleeps::unreasoned);
+}
+
+#[test]
+fn every_error_has_a_test_that_reaches_it() {
+    let files = rust_files();
+    let found = errors::unreached(&files, text_of, &all_tests(&files));
+    assert!(found.is_empty(), "\n{}\n", found.join("\n"));
+}
+
+#[test]
+fn deliberate_bugs_fit_the_code() {
+    let mutants = mutants::read(&text_of("tests/mutants/list").unwrap());
+    let found = mutants::flaws(&mutants, text_of, &all_tests(&rust_files()));
+    assert!(found.is_empty(), "\n{}\n", found.join("\n"));
+}
+
+#[test]
+fn every_promise_has_tests_that_were_seen_to_fail() {
+    let mutants = mutants::read(&text_of("tests/mutants/list").unwrap());
+    let document = text_of("docs/RELIABILITY.md").unwrap();
+    let mut found = mutants::unnamed(&document, &all_tests(&rust_files()));
+    found.extend(mutants::unrecorded(&mutants, &document));
+    assert!(found.is_empty(), "\n{}\n", found.join("\n"));
 }

@@ -2,13 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::pin::Pin;
 use std::time::Duration;
 
 use alluvium::BackendKind;
 use alluvium_workloads::{
-    Alluvium, AtAck, Case, ChecksumScan, Contender, Driven, Error, Naive, Plan, RawDisk, Report,
-    Role, Session, Sizes, Stop, SyscallCounter, Workload,
+    Alluvium, AtAck, Case, ChecksumScan, Contender, Driven, Error, Naive, Outcome, Plan, RawDisk,
+    Report, Role, Run, Session, Sizes, Stop, SyscallCounter, Workload,
 };
 
 fn session(stop: &Stop) -> Session {
@@ -226,4 +228,96 @@ async fn a_stopped_session_ends_and_leaves_nothing() {
     let dir = session.dir().to_path_buf();
     session.close().unwrap();
     assert!(!dir.exists());
+}
+
+/// Names of all errors; a new one needs a line here, as `cargo test --test tidy` says, and a way to
+/// reach it below.
+const ERRORS: [&str; 9] = [
+    "In",
+    "InvalidPlan",
+    "Io",
+    "NoSpace",
+    "Peer",
+    "Stopped",
+    "Store",
+    "Task",
+    "UnknownWorkload",
+];
+
+/// A log of somebody else, of which a task panics or an operation fails.
+#[derive(Debug)]
+struct Broken {
+    panics: bool,
+}
+
+impl Contender for Broken {
+    fn name(&self) -> String {
+        "broken".to_owned()
+    }
+
+    fn role(&self) -> Role {
+        Role::Peer
+    }
+
+    fn at_ack(&self) -> AtAck {
+        AtAck::Durable
+    }
+
+    fn runs(&self, _: Case) -> bool {
+        true
+    }
+
+    fn run<'a>(
+        &'a self,
+        _: Case,
+        _: &'a Run,
+    ) -> Pin<Box<dyn Future<Output = Result<Outcome, Error>> + Send + 'a>> {
+        Box::pin(async {
+            if self.panics {
+                tokio::spawn(async { panic!("on purpose: a task of a contender") }).await?;
+            }
+            Err(Error::peer("it does not work"))
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_error_is_reached() {
+    let stop = Stop::default();
+    let session = session(&stop);
+    let run = async |plan: Plan, contender: Box<dyn Contender>| {
+        let failed = session.run(&plan, &[contender], &mut |_| {}).await;
+        failed.unwrap_err()
+    };
+    let mut huge = plan(&["W1"], 1);
+    huge.cases = Workload::W7.cases(&[1 << 60]);
+    let nowhere = Alluvium::new(BackendKind::Tokio).on_cores(&[usize::MAX]);
+    let missing = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no/such/directory");
+    let mut errors = vec![
+        Case::parse("W9", &[]).unwrap_err(),
+        Session::create(&missing, stop.clone(), SyscallCounter::open()).unwrap_err(),
+        run(plan(&[], 1), Box::new(Driven(Naive))).await,
+        run(huge, Box::new(Driven(Naive))).await,
+        run(plan(&["W1"], 1), Box::new(Driven(nowhere))).await,
+        run(plan(&["W1"], 1), Box::new(Broken { panics: false })).await,
+        run(plan(&["W1"], 1), Box::new(Broken { panics: true })).await,
+    ];
+    stop.stop();
+    errors.push(run(plan(&["W1"], 1), Box::new(Driven(Naive))).await);
+    let mut seen = BTreeSet::new();
+    for error in &errors {
+        let mut error = error;
+        loop {
+            assert!(!error.to_string().is_empty());
+            let debug = format!("{error:?}");
+            let end = debug.find([' ', '(', '{']).unwrap_or(debug.len());
+            seen.insert(debug[..end].to_owned());
+            match error {
+                Error::In { source, .. } => error = source,
+                _ => break,
+            }
+        }
+    }
+    assert_eq!(seen, ERRORS.map(str::to_owned).into());
+    session.close().unwrap();
 }

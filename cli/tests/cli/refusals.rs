@@ -1,6 +1,6 @@
 //! Paths and arguments that cannot be right: named, with what to do, and nothing is created.
 
-use std::fs;
+use std::fs::{self, File};
 
 use crate::{Ran, Scene};
 
@@ -87,4 +87,15 @@ fn unknown_backends_are_explained() {
     let scene = Scene::new();
     let ran = scene.run(&["verify", "--backend", "tokyo"]).expect(2);
     ran.complains("backend `tokyo` is unknown; allowed: auto, uring, compio, tokio");
+}
+
+#[test]
+fn an_output_that_is_full_is_told() {
+    let scene = Scene::with_store();
+    for command in ["read", "inspect", "verify"] {
+        let mut command = scene.command(&[command]);
+        command.stdout(File::options().write(true).open("/dev/full").unwrap());
+        let ran = Ran::of(command).expect(2);
+        ran.complains("write to standard output: No space left on device");
+    }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -127,14 +127,25 @@ fn the_acknowledged_end_is_written_to_a_file() {
 #[test]
 fn reading_from_a_time_starts_at_the_first_record_of_it() {
     let scene = Scene::new();
+    let time_of = |offset: &str| {
+        let args = ["read", "--format", "json", "--count", "1", "--from", offset];
+        let json = scene.run(&args).expect(0);
+        let record: Value = serde_json::from_slice(&json.out).unwrap();
+        record["timestamp"].as_i64().unwrap()
+    };
     scene.run_with_input(&["append"], b"old\n").expect(0);
-    std::thread::sleep(Duration::from_millis(30));
+    let old = u128::try_from(time_of("0")).unwrap();
+    // The next record is of another millisecond.
+    while SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_millis()
+        <= old
+    {
+        std::thread::yield_now();
+    }
     scene.run_with_input(&["append"], b"new\n").expect(0);
-    let json = scene
-        .run(&["read", "--format", "json", "--from", "1"])
-        .expect(0);
-    let record: Value = serde_json::from_slice(&json.out).unwrap();
-    let time = record["timestamp"].to_string();
+    let time = time_of("1").to_string();
     assert_eq!(
         scene
             .run(&["read", "--from-timestamp", &time])

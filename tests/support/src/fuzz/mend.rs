@@ -31,7 +31,7 @@ const fn table() -> [u32; 256] {
 }
 
 /// CRC-32 (IEEE).
-pub(super) fn crc32(bytes: &[u8]) -> u32 {
+pub fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
         let [low, ..] = crc.to_le_bytes();
         (crc >> 8) ^ TABLE[usize::from(low ^ byte)]

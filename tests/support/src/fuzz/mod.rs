@@ -19,6 +19,7 @@ mod walk;
 pub use batch::{decode_batch, encode_batch};
 pub use headers::headers;
 pub use image::{open_image, open_index};
+pub use mend::crc32;
 pub use ops::ops_vs_model;
 pub use scan::scan_segment;
 pub use walk::walk_segment;

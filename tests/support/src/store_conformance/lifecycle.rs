@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use alluvium_core::format::ControlReason;
 use alluvium_core::{
-    Ack, Error, ErrorClass, Partition, ReadLimits, Shards, Store, TailCase, Visibility,
+    Ack, Error, ErrorClass, InspectDetail, InspectRequest, Partition, ReadLimits, Shards, Store,
+    TailCase, Visibility,
 };
 use futures_util::StreamExt;
 
@@ -275,7 +277,17 @@ async fn an_idle_partition_is_sealed<H: Host>(ctx: Ctx<H>) {
     p.append_with(batch(10, 1), Ack::Accepted).await.unwrap();
     // Becomes durable by itself.
     p.wait_for(11).await.unwrap();
-    ctx.host.pause(Duration::from_millis(300)).await;
+    let sealed = async || {
+        let request = InspectRequest {
+            detail: InspectDetail::Batches,
+            ..InspectRequest::default()
+        };
+        let found = p.inspect(request).await.unwrap();
+        let last = found.segments.last().and_then(|s| s.batches.last());
+        last.and_then(|batch| batch.control)
+            .is_some_and(|control| control.reason == ControlReason::Seal)
+    };
+    ctx.eventually("a seal follows", sealed).await;
     drop((store, p));
     let (store, report) = ctx.try_open(|_| {}).await.unwrap();
     assert!(report.is_clean(), "{report}");

@@ -151,10 +151,10 @@ async fn wait_for_returns_when_the_offset_is_durable<H: Host>(ctx: Ctx<H>) {
     assert_eq!(p.wait_for(0).await.unwrap(), p.offsets());
     assert!(p.wait_for(5).await.unwrap().durable() >= 5);
     let append = async {
-        ctx.host.pause(Duration::from_millis(5)).await;
         p.append_with(batch(5, 3), Ack::Accepted).await.unwrap();
         p.sync().await.unwrap();
     };
+    // Polled in this order: it waits before the append is begun.
     let (offsets, ()) = futures_util::join!(p.wait_for(8), append);
     assert!(offsets.unwrap().durable() >= 8);
     // In vain: the store ends first.
