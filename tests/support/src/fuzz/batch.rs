@@ -200,7 +200,7 @@ fn record(input: &mut Input<'_>, base: i64) -> Record {
         record = record.timestamp(base.wrapping_add(delta));
     }
     if shape & 4 != 0 {
-        for _ in 0..1 + input.pick(4) {
+        for _ in 0..=input.pick(4) {
             let (name, value) = (input.pick(9), input.pick(140));
             let name = input.bytes(name).to_vec();
             record = record.header(name, input.bytes(value).to_vec());

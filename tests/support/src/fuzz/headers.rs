@@ -4,8 +4,8 @@
 //! reservations, ends of predecessors, seals.
 
 use alluvium_core::format::{
-    BATCH_HEADER_LEN, BatchHeader, Control, ControlReason, DURABLE_LAG_UNKNOWN, FormatError,
-    SECTOR_LEN, SEGMENT_HEADER_LEN, STORE_HEADER_LEN, SegmentHeader, StoreHeader,
+    BATCH_HEADER_LEN, BatchHeader, Control, ControlReason, DURABLE_LAG_UNKNOWN, SECTOR_LEN,
+    SEGMENT_HEADER_LEN, STORE_HEADER_LEN, SegmentHeader, StoreHeader,
 };
 
 use super::input::Input;
@@ -22,17 +22,17 @@ pub fn headers(data: &[u8]) {
         _ => control(input.0),
     }
     // And as whole files, of any length.
-    let _: Result<_, FormatError> = SegmentHeader::check_block(data);
-    let _: Result<_, FormatError> = StoreHeader::decode(data);
-    let _: Result<_, FormatError> = SegmentHeader::decode(data);
+    drop(SegmentHeader::check_block(data));
+    drop(StoreHeader::decode(data));
+    drop(SegmentHeader::decode(data));
 }
 
 /// A sector that begins as the input says, the magic put right or not, with its checksum mended.
-fn sector(input: &mut Input<'_>, magic: &[u8; 8]) -> [u8; SECTOR_LEN] {
+fn sector(input: &mut Input<'_>, magic: [u8; 8]) -> [u8; SECTOR_LEN] {
     let mut sector = [0; SECTOR_LEN];
     let shape = input.byte();
     if shape & 1 == 0 {
-        sector[..8].copy_from_slice(magic);
+        sector[..8].copy_from_slice(&magic);
         // Version and checksum algorithm.
         sector[8..11].copy_from_slice(&[1, 0, 1]);
         if shape & 2 == 0 {
@@ -61,20 +61,20 @@ fn sector(input: &mut Input<'_>, magic: &[u8; 8]) -> [u8; SECTOR_LEN] {
 
 fn segment(input: &mut Input<'_>) {
     let mut block = vec![0; SEGMENT_HEADER_LEN];
-    let first = sector(input, b"ALLUVSEG");
+    let first = sector(input, *b"ALLUVSEG");
     let second = match input.byte() % 4 {
         0 | 1 => first,
         2 => {
             // Of an earlier or later use: the same but for a few bytes.
             let mut other = first;
-            for _ in 0..1 + input.pick(3) {
+            for _ in 0..=input.pick(3) {
                 let at = input.below(120);
                 other[at] ^= input.byte();
             }
             mend_sector(&mut other);
             other
         }
-        _ => sector(input, b"ALLUVSEG"),
+        _ => sector(input, *b"ALLUVSEG"),
     };
     let twice = |sector: &[u8; SECTOR_LEN]| {
         let mut block = vec![0; SEGMENT_HEADER_LEN];
@@ -147,7 +147,7 @@ fn fields(header: &SegmentHeader, sector: &[u8]) {
 }
 
 fn store(input: &mut Input<'_>, shape: u8) {
-    let mut sector = sector(input, b"ALLUVIUM");
+    let mut sector = sector(input, *b"ALLUVIUM");
     if shape & 16 == 0 {
         // Room that has to be zero, or nothing comes through.
         sector[11..16].fill(0);

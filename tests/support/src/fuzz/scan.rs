@@ -42,7 +42,7 @@ pub fn scan_segment(data: &[u8]) {
             assert_eq!(verdict.case, case);
             assert_eq!(verdict.end_offset, script.end.offset);
             assert_eq!(verdict.log_start, script.end.log_start);
-            assert_eq!(verdict.reserved_end, script.end.reserved_end);
+            assert_eq!(verdict.reserved_end, script.end.reserved);
         }
         Known::Torn { kept } => {
             assert_ne!(verdict.case, TailCase::Corrupt, "a torn write is no damage");
@@ -129,7 +129,7 @@ fn harm(input: &mut Input<'_>, what: u8, script: &Script, file: &mut Vec<u8>) ->
             Known::Nothing
         }
         7 => {
-            for _ in 0..1 + input.pick(3) {
+            for _ in 0..=input.pick(3) {
                 let at = SEGMENT_HEADER_LEN + input.below(CAPACITY - SEGMENT_HEADER_LEN);
                 burst(file, at, u32::from(input.byte()) << input.pick(25));
             }

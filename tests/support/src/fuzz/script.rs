@@ -66,7 +66,7 @@ pub(super) struct End {
     /// The last batch is a seal.
     pub(super) sealed: bool,
     pub(super) log_start: u64,
-    pub(super) reserved_end: u64,
+    pub(super) reserved: u64,
     generation: u32,
     /// Nothing may follow.
     closed: bool,
@@ -91,7 +91,7 @@ impl Script {
                 chain: header.prev_header_crc,
                 sealed: false,
                 log_start: header.log_start,
-                reserved_end: header.reserved_end,
+                reserved: header.reserved_end,
                 generation: header.generation,
                 closed: false,
             },
@@ -231,7 +231,7 @@ impl Script {
             self.end.offset = base.saturating_add(taken);
             if let Some(control) = control {
                 self.end.log_start = self.end.log_start.max(control.log_start);
-                self.end.reserved_end = control.reserved_end;
+                self.end.reserved = control.reserved_end;
                 self.end.closed = control.segment_end && !self.lies;
             }
         }
@@ -294,7 +294,7 @@ impl Script {
             segment_end: reason == ControlReason::Seal && shape & 1 != 0,
             end_offset: self.end.offset,
             log_start: self.end.log_start + by,
-            reserved_end: self.end.reserved_end.max(reserved),
+            reserved_end: self.end.reserved.max(reserved),
         }
     }
 }
@@ -324,7 +324,7 @@ fn header(input: &mut Input<'_>, incarnation: u32, lies: bool) -> SegmentHeader 
         capacity_bytes: CAPACITY as u64,
         alignment: [512, 512, 1024, 4096][usize::from(input.byte() & 3)],
         writes_in_flight_max: 4,
-        group_bytes_max: CAPACITY as u32,
+        group_bytes_max: 16 << 10,
         created_ms: 0,
     };
     if lies {
@@ -347,7 +347,7 @@ fn header(input: &mut Input<'_>, incarnation: u32, lies: bool) -> SegmentHeader 
 fn records(input: &mut Input<'_>) -> Result<Batch, EncodeError> {
     let shape = input.byte();
     let mut builder = BatchBuilder::new();
-    for index in 0..1 + (shape & 3) {
+    for index in 0..=(shape & 3) {
         let len = usize::from(input.byte()) * [1, 5][usize::from(shape >> 2 & 1)];
         let mut record = Record::new(vec![shape ^ index; len]);
         if shape & 8 != 0 {
@@ -363,6 +363,26 @@ fn records(input: &mut Input<'_>) -> Result<Batch, EncodeError> {
     }
     builder.finish()
 }
+
+/// Places and lengths of the fields of a batch header that a lie changes.
+const FIELDS: [(usize, usize); 16] = [
+    (4, 8),
+    (12, 8),
+    (20, 4),
+    (24, 4),
+    (28, 4),
+    (32, 4),
+    (36, 8),
+    (44, 4),
+    (48, 4),
+    (52, 4),
+    (56, 4),
+    (60, 8),
+    (68, 4),
+    (76, 8),
+    (90, 1),
+    (91, 1),
+];
 
 /// Changes something of a batch and mends its checksums. Returns whether the script goes on as if
 /// the batch stood there.
@@ -380,24 +400,6 @@ fn lie(input: &mut Input<'_>, bytes: &mut [u8]) -> bool {
         mend_batch(bytes);
         return what & 0x80 == 0;
     }
-    const FIELDS: [(usize, usize); 16] = [
-        (4, 8),
-        (12, 8),
-        (20, 4),
-        (24, 4),
-        (28, 4),
-        (32, 4),
-        (36, 8),
-        (44, 4),
-        (48, 4),
-        (52, 4),
-        (56, 4),
-        (60, 8),
-        (68, 4),
-        (76, 8),
-        (90, 1),
-        (91, 1),
-    ];
     let (at, len) = FIELDS[input.pick(FIELDS.len())];
     let field = &mut bytes[at..at + len];
     if what & 0x10 != 0 {

@@ -35,7 +35,7 @@ pub fn walk_segment(data: &[u8]) {
         assert_eq!(summary.end_position, end);
         assert_eq!(summary.last_header_crc, script.end.chain);
         assert_eq!(seal.log_start, script.end.log_start);
-        assert_eq!(seal.reserved_end, script.end.reserved_end);
+        assert_eq!(seal.reserved_end, script.end.reserved);
         // What lies behind the end of a file is looked at only if the seal does not say so.
         let mut longer = script.bytes[..end].to_vec();
         longer.extend_from_slice(&[0; 512]);
