@@ -51,5 +51,18 @@ mod posix;
     feature = "uring"
 ))]
 mod shard;
+#[cfg(any(feature = "glommio", feature = "uring", all(test, alluvium_loom)))]
+mod sync;
+
+// Under loom the hub of the glommio backend stands alone: it needs nothing of glommio.
+#[cfg(all(test, alluvium_loom))]
+#[path = "../../tests/concurrency/explore.rs"]
+mod explore;
+#[cfg(all(test, alluvium_loom))]
+#[path = "glommio/hub.rs"]
+mod hub;
+#[cfg(all(test, alluvium_loom))]
+#[path = "../../tests/concurrency/hub.rs"]
+mod hub_model;
 
 pub use kind::{BackendKind, ResolveError, Resolved, UnknownBackend};

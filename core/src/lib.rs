@@ -74,6 +74,17 @@ mod recovery;
 mod segment;
 mod shard;
 mod store;
+mod sync;
+
+#[cfg(all(test, alluvium_loom))]
+#[path = "../../tests/concurrency/explore.rs"]
+mod explore;
+#[cfg(all(test, alluvium_loom))]
+#[path = "../../tests/concurrency/offsets.rs"]
+mod offsets_model;
+#[cfg(all(test, alluvium_shuttle))]
+#[path = "../../tests/concurrency/store/mod.rs"]
+mod store_model;
 
 pub use bridge::{
     AppendOptions, BlockingPool, Partition, PendingAppend, PoolError, SpawnThread, Subscription,

@@ -4,7 +4,7 @@
 //! `log start <= durable <= written <= log end` holds after every setter; a setter that would break
 //! it is a bug in the engine and panics the shard, which answers every waiter.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// What a partition holds now. All ends are exclusive.
 ///
@@ -108,8 +108,12 @@ pub(crate) struct SharedOffsets {
     words: [AtomicU64; 5],
 }
 
-/// How often a reader looks again before it gives up.
-const LOOKS: u32 = 100;
+/// How often a reader looks again before it gives up. A model checker has to see it give up.
+const LOOKS: u32 = if cfg!(any(alluvium_loom, alluvium_shuttle)) {
+    1
+} else {
+    100
+};
 
 impl SharedOffsets {
     pub(crate) fn new(epoch: u64, offsets: Offsets) -> Self {

@@ -23,7 +23,7 @@ const FORMAT_MAY_USE: [&str; 2] = [
 ];
 
 /// Files at the engine's root that every folder may use.
-const SHARED: [&str; 4] = ["error", "config", "offset", "metrics"];
+const SHARED: [&str; 5] = ["error", "config", "offset", "metrics", "sync"];
 
 /// What only the seam of the engine may name.
 const OUTSIDE: [&str; 5] = [

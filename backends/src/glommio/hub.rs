@@ -5,9 +5,11 @@
 //! and an event descriptor. Here foreign threads hold a [`Hub`]; only the hub holds a glommio
 //! waker, uses it once per sleep of the loop, and lets go of it on the loop's thread.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Wake, Waker};
+
+use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// The loop is at work, and nothing new has happened.
 const RUNNING: u8 = 0;
@@ -58,7 +60,9 @@ impl Hub {
 
     /// The loop comes back by itself: nobody needs to wake it until then.
     pub(super) fn stay_notified(&self) {
-        self.state.store(NOTIFIED, Ordering::Release);
+        // Not a store: it would hide the wake of another thread, and with it what that was about, from
+        // the taking of the notification that follows.
+        self.state.swap(NOTIFIED, Ordering::AcqRel);
     }
 
     /// Lets the loop go to sleep unless something has happened; then `false`.

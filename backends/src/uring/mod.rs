@@ -45,6 +45,9 @@ mod executor;
 mod file;
 mod in_flight;
 mod op;
+#[cfg(all(test, alluvium_loom))]
+#[path = "../../../tests/concurrency/park.rs"]
+mod park_model;
 mod ring;
 mod slab;
 mod spin;

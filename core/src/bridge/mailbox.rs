@@ -1,7 +1,6 @@
 //! The one queue between threads: many callers in, one shard out, bounded in requests and bytes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
@@ -10,6 +9,7 @@ use crate::config::StoreConfig;
 use crate::error::{Error, Result};
 use crate::partition::{Permit, Reply};
 use crate::shard::Command;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// The sending side of a shard's mailbox. Clones share the bounds.
 #[derive(Debug, Clone)]

@@ -17,8 +17,7 @@
 //! is reported in one way only, and a piece that was overtaken by events is never taken for damage.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -30,6 +29,8 @@ use crate::partition::{
     Fetched, Located, OnDisk, RawPiece, ReadLimits, Reading, TailRead, Visibility, Wanted,
 };
 use crate::segment::{Extent, Piece};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Places that a handle keeps: for so many readers side by side.
 const PLACES_MAX: usize = 4;

@@ -163,7 +163,7 @@ impl TailCache {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::format::{Batch, Control, ControlReason, Placement};
     use crate::offset::Offsets;
@@ -185,7 +185,7 @@ mod tests {
     }
 
     /// A group of batches of so many records, of a writer's generation.
-    fn group_of(generation: u32, base: u64, sizes: &[u32]) -> PlacedGroup {
+    pub(in crate::partition) fn group_of(generation: u32, base: u64, sizes: &[u32]) -> PlacedGroup {
         let mut bytes = Vec::new();
         let mut batches = Vec::new();
         let mut offset = base;

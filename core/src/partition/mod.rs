@@ -23,6 +23,9 @@ mod read;
 mod request;
 mod roll;
 mod tail;
+#[cfg(all(test, alluvium_loom))]
+#[path = "../../../tests/concurrency/tail.rs"]
+mod tail_model;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

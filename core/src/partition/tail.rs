@@ -48,19 +48,18 @@
 //! returns. That finds bytes that changed in memory since; it says nothing about the disk. What
 //! does not pass is left to the shard, which reads the disk.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-
-use arc_swap::ArcSwap;
+use std::sync::Arc;
 
 use super::read::{Fetched, ReadLimits, Visibility, limit_records};
 use crate::error::{Error, Result};
 use crate::format::{BatchKind, FormatError, StoredBatch, decode_batch};
 use crate::offset::{Offsets, SharedOffsets};
 use crate::segment::PlacedGroup;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{ArcSwap, OnceLock};
 
-/// Places of a chunk.
-const PLACES: usize = 64;
+/// Places of a chunk; few for loom, which follows each.
+const PLACES: usize = if cfg!(alluvium_loom) { 2 } else { 64 };
 
 /// A stretch of consecutive groups. Places are set in order, each once.
 #[derive(Debug)]
