@@ -18,6 +18,7 @@ use alluvium_testkit::io_conformance::{self, Allowances};
 
 mod cross_backend;
 mod denied_io_uring;
+mod hops;
 #[cfg(any(feature = "glommio", feature = "uring"))]
 mod panics;
 mod registered;
