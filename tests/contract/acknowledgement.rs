@@ -216,9 +216,9 @@ fn acknowledgements_come_in_order() {
     }
 }
 
-/// Those of each level come in the order of the log, also when levels are mixed in every group.
+/// What one completion answers is answered in the order of the log, whatever levels are mixed.
 #[test]
-fn acknowledgements_of_each_level_come_in_order() {
+fn acknowledgements_of_mixed_levels_come_in_order() {
     let sim = machine(1);
     sim.block_on(async {
         let (store, p) = store_and_partition(&sim).await;
@@ -248,12 +248,9 @@ fn acknowledgements_of_each_level_come_in_order() {
             sim.set_stalled(false);
         };
         futures_util::join!(futures_util::future::join_all(appends), go_on);
-        let seen = seen.borrow();
+        let seen = seen.take();
         assert_eq!(seen.len(), 60);
-        for level in [0, 1] {
-            let of_level = seen.iter().filter(|offset| **offset % 2 == level);
-            assert!(of_level.is_sorted(), "{seen:?}");
-        }
+        assert!(seen.is_sorted(), "{seen:?}");
         close(&store).await;
     });
 }

@@ -164,7 +164,9 @@ impl<B: IoBackend> Partition<B> {
         let write = self.place_batches(state, batches, durability);
         let placed = write.group.batches.get(controls..).unwrap_or_default();
         let mut spent = batches.drain(..).skip(controls);
-        for ((level, replies, permit), placed) in waiting.drain(..).zip(placed) {
+        // Each has a place of its own: one completion answers all of a group, in the order of the log.
+        let places = state.placed.count - placed.len() as u64 + 1..;
+        for (at, ((level, replies, permit), placed)) in places.zip(waiting.drain(..).zip(placed)) {
             let count = u32::try_from(placed.end_offset - placed.base_offset).unwrap_or(u32::MAX);
             let appended = Appended {
                 base_offset: placed.base_offset,
@@ -186,7 +188,6 @@ impl<B: IoBackend> Partition<B> {
                 appended,
                 _spent: spent,
             };
-            let at = state.placed.count;
             let wait = |durable: bool, kind| {
                 let waiter = Waiter {
                     count: at,
@@ -212,7 +213,7 @@ impl<B: IoBackend> Partition<B> {
         }
         if let Some(reserved_end) = reserve {
             let kind = WaiterKind::Reserve(reserved_end);
-            // In front of the appends of its group: they are answered by the same completion.
+            // Behind the appends of its group, and reached by the same completion.
             let waiter = Waiter {
                 count: state.placed.count,
                 kind,
