@@ -2,11 +2,16 @@
 //! here. Waiting on the simulation costs no time and is exact, so it is not looked at.
 
 /// Files of tests in which real time passes, in how many lines, and why nothing depends on how much.
-const REASONED: [(&str, usize, &str); 19] = [
+const REASONED: [(&str, usize, &str); 20] = [
     (
         "cli/tests/cli/round_trip.rs",
         1,
         "looks for a condition again, until a deadline",
+    ),
+    (
+        "cli/src/stress/mod.rs",
+        2,
+        "the subject: a store that stops; looks for a condition again, as long as the load runs",
     ),
     (
         "tests/conformance/registered.rs",
@@ -44,7 +49,7 @@ const REASONED: [(&str, usize, &str); 19] = [
         "asks the system again while a mount is busy, so many times",
     ),
     (
-        "tests/powercut/tests/powercut/volume.rs",
+        "tests/powercut/src/volume.rs",
         1,
         "asks the system again while a mount is busy, so many times",
     ),
