@@ -219,6 +219,41 @@ fn a_trim_that_fails_on_a_full_disk_hides_nothing() {
     assert!(failed >= 8, "{failed} headers were not written");
 }
 
+/// What was refused was not applied: nothing that is written later tells of it.
+#[test]
+fn a_trim_that_was_refused_leaves_no_trace() {
+    for seed in 0..8 {
+        let sim = machine_with(seed, |c| c.capacity_bytes = CAPACITY);
+        let (mut start, mut end) = (0, 0);
+        sim.block_on(async {
+            let (store, p) = store_and_partition(&sim).await;
+            end = fill_up(&p).await;
+            sim.sleep(Duration::from_millis(200)).await;
+            // Trims that free nothing, until there is no room to note one.
+            let refused = loop {
+                match p.trim_before(start + 1).await {
+                    Ok(()) => start += 1,
+                    Err(e) => break e,
+                }
+            };
+            assert!(matches!(refused, Error::NoSpace { .. }), "{refused}");
+            assert_eq!(p.offsets().log_start(), start);
+            // The header of the next segment tells the log start, and so does each seal.
+            sim.set_capacity(2 * CAPACITY);
+            fill(&p, 20, 2).await;
+            end += 20;
+            close(&store).await;
+        });
+        sim.block_on(async {
+            let store = open(&sim).await;
+            let p = store.partition(1).await.unwrap();
+            assert_eq!(p.offsets().log_start(), start, "the refused trim came back");
+            verify(&p, start, end).await;
+            close(&store).await;
+        });
+    }
+}
+
 /// A crash on a full disk: the log opens, is read and trimmed, and goes on when space is back.
 #[test]
 fn a_crash_on_a_full_disk() {

@@ -12,7 +12,7 @@ use alluvium_testkit::stress::{Behaviour, Event, Judge, Judged, Rng, Writer, bac
 
 use crate::{Disk, Layout, Mount, Options, ROOT, Volume};
 
-/// See the [module](self).
+/// One store on one disk, and everything that strikes it.
 #[derive(Debug)]
 pub struct Bench {
     kind: BackendKind,
