@@ -238,10 +238,11 @@ fn a_trim_that_was_refused_leaves_no_trace() {
             };
             assert!(matches!(refused, Error::NoSpace { .. }), "{refused}");
             assert_eq!(p.offsets().log_start(), start);
-            // The header of the next segment tells the log start, and so does each seal.
+            // The header of the next segment tells the log start, and so does the seal when it rests.
             sim.set_capacity(2 * CAPACITY);
             fill(&p, 20, 2).await;
             end += 20;
+            sim.sleep(Duration::from_millis(200)).await;
             close(&store).await;
         });
         sim.block_on(async {
