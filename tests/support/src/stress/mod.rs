@@ -27,7 +27,7 @@ use alluvium_core::{Error, OpenStore, RecoveryReport, Shards, Store, StoreConfig
 
 pub use event::Event;
 pub use judge::{Judge, Judged};
-pub use omit::Omit;
+pub use omit::{Late, Omit};
 pub use rng::Rng;
 pub use victim::Victim;
 pub use writer::{Behaviour, SlotPlan, Writer};

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use alluvium_backends::layer::Layer;
 use alluvium_core::io::{IoBackend, IoFile};
@@ -52,5 +54,19 @@ impl Layer for Omit {
             return file.set_len(len).await;
         }
         file.allocate(len).await
+    }
+}
+
+/// Lets every write wait before it begins, so that what is said before it is said long before it: an
+/// early acknowledgement is found out on a fast disk, too.
+#[derive(Debug, Clone, Copy)]
+pub struct Late(pub Duration);
+
+#[async_trait(?Send)]
+impl Layer for Late {
+    fn before(&self, operation: &'static str, _: &Path) {
+        if operation.starts_with("write_") {
+            thread::sleep(self.0);
+        }
     }
 }

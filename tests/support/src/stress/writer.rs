@@ -14,7 +14,7 @@ use alluvium_core::{
 };
 use futures_util::future::{Either, LocalBoxFuture, join_all, select};
 
-use super::{Event, Omit, Rng, partition_id};
+use super::{Event, Late, Omit, Rng, partition_id};
 use crate::promises::{BatchId, BatchShape};
 
 /// What the writer does with the store.
@@ -24,7 +24,8 @@ pub enum Behaviour {
     Sound,
     /// Opens the store, which recovers it, and closes it again.
     OpenOnly,
-    /// Negative control: acknowledgements are reported before the write, at every level.
+    /// Negative control: acknowledgements are reported before the write, at every level, and the
+    /// write is [`Late`].
     EarlyAck,
     /// Negative control: durable writes are plain ones.
     PlainWrites,
@@ -68,6 +69,8 @@ pub struct Writer {
     pub slots: Vec<SlotPlan>,
 }
 
+/// By how much the writes of [`Behaviour::EarlyAck`] come after what was said of them.
+const LATE: Duration = Duration::from_millis(3);
 /// The variable that makes a process a writer.
 const VARIABLE: &str = "ALLUVIUM_TEST_WRITER";
 
@@ -149,7 +152,13 @@ impl Writer {
                 let careless = Layered::new(self.backend, omit);
                 super::open(&self.dir, self.store_seed, careless, |_| {}).await?
             }
-            _ => super::open(&self.dir, self.store_seed, self.backend, |_| {}).await?,
+            Behaviour::EarlyAck => {
+                let late = Layered::new(self.backend, Late(LATE));
+                super::open(&self.dir, self.store_seed, late, |_| {}).await?
+            }
+            Behaviour::Sound | Behaviour::OpenOnly => {
+                super::open(&self.dir, self.store_seed, self.backend, |_| {}).await?
+            }
         };
         say(&Event::Opened);
         if self.behaviour != Behaviour::OpenOnly {
