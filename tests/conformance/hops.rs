@@ -7,7 +7,8 @@
 //! the shard slept is counted by the kernel, too, so that no hook in a backend is needed.
 //!
 //! `HOPS` sets the number: `HOPS=100000000 cargo test --release --test conformance hops --
-//! --nocapture --test-threads=1`. A hop that is never answered is named, after half a minute.
+//! --nocapture --test-threads=1`. A hop that is never answered is named, after half a minute of this
+//! process: what stops all of it (a signal, a debugger) counts as one look.
 
 #![allow(clippy::print_stderr, reason = "a long run tells how it went")]
 
@@ -33,9 +34,9 @@ const THREADS: usize = 2;
 const ROUNDS_PER_APPEND: u64 = 64;
 /// Of rounds with one task and pauses.
 const ROUNDS_PER_EDGE: u64 = 4;
-/// Without any progress for this long, something is lost.
-const STUCK: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(500);
+/// After so many looks in a row without any progress something is lost.
+const LOOKS_STUCK: u32 = 60;
 
 /// Tells which thread the shard runs on.
 #[derive(Debug, Clone)]
@@ -80,6 +81,21 @@ impl Thread {
         // Behind the name, which may hold anything.
         let (_, rest) = stat.rsplit_once(')').unwrap();
         rest.trim_start().starts_with('S')
+    }
+
+    /// What it has done so far, for the report of a hang: state, processor time, where it waits.
+    fn account(self) -> String {
+        let status = self.read("status");
+        let told = status
+            .lines()
+            .filter(|line| line.starts_with("State:") || line.contains("ctxt_switches:"));
+        let told: Vec<_> = told.map(|line| line.replace('\t', " ")).collect();
+        format!(
+            "{}, on a core, waiting for one (ns), turns: {}; in {}",
+            told.join(", "),
+            self.read("schedstat").trim(),
+            self.read("wchan")
+        )
     }
 
     /// How often it has gone to sleep.
@@ -210,17 +226,24 @@ fn watched<T: Send + 'static>(
         ended.send(()).unwrap();
         result
     });
-    let mut last = (board.progress(), Instant::now());
+    let (mut last, mut looks, mut then) = (board.progress(), 0, String::new());
     loop {
         match has_ended.recv_timeout(LOOK) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return runtime.block_on(task).unwrap(),
             Err(RecvTimeoutError::Timeout) => {}
         }
         let progress = board.progress();
-        if progress != last.0 {
-            last = (progress, Instant::now());
-        } else if last.1.elapsed() > STUCK {
-            panic!("{}", board.report(shard));
+        if progress != last {
+            (last, looks) = (progress, 0);
+            continue;
+        }
+        looks += 1;
+        if looks == 1 {
+            then = shard.account();
+        }
+        if looks == LOOKS_STUCK {
+            let (report, now) = (board.report(shard), shard.account());
+            panic!("{report}\nthe shard at the first look: {then}\nand now: {now}");
         }
     }
 }

@@ -179,10 +179,10 @@ impl Local {
         if let Some(spin) = spin {
             self.hand_over()?;
             let limit = sleep.map_or(spin, |sleep| sleep.min(spin));
-            let paid_off = self.watch_for(limit);
+            let paid_off = self.watch_for(limit) && self.has_come()?;
             self.spins.borrow_mut().of(under_way).spun(paid_off);
             if paid_off {
-                return self.hand_over();
+                return Ok(());
             }
             sleep = self.time_to_timer();
         }
@@ -202,6 +202,15 @@ impl Local {
             ring.enter(Wait::No, false)?;
         }
         Ok(())
+    }
+
+    /// Whether what the spin saw is more than a mark. The kernel marks that work waits for this
+    /// thread after it has put it on its list, and takes the mark off before it takes the list: where
+    /// the two cross, the mark stays with nothing behind it, until other work comes. A shard that
+    /// took it for work would never sleep again.
+    fn has_come(&self) -> io::Result<bool> {
+        self.hand_over()?;
+        Ok(self.remote.park.is_notified() || self.ring.borrow_mut().has_entries())
     }
 
     /// Time until the next timer; `None` without timers.
@@ -328,5 +337,35 @@ impl Local {
             let mut ring = self.ring.borrow_mut();
             ring.enter(Wait::Until(Some(left)), false)?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ring::tests::Mark;
+    use super::*;
+
+    /// A mark that the kernel left, with nothing behind it, keeps nobody awake.
+    #[test]
+    fn a_mark_without_work_does_not_keep_the_shard_awake() {
+        let Ok(ring) = Ring::new(8, None, 0) else {
+            return;
+        };
+        let mark = Mark::of(&ring);
+        let local = Local::new(ring, Duration::from_micros(20), Names::start().unwrap()).unwrap();
+        local.hand_over().unwrap();
+        mark.leave();
+        let (waker, deadline) = (Waker::noop(), posix::now() + Duration::from_millis(30));
+        local.timers.borrow_mut().add(deadline, waker.clone());
+        let mut turns = 0;
+        while !local.timers.borrow().is_empty() {
+            local.ready.take_remote();
+            local.enter().unwrap();
+            local.take_completions();
+            local.fire_timers();
+            turns += 1;
+        }
+        assert!(mark.stands(), "nothing came that would have taken it off");
+        assert!(turns < 10, "{turns} turns with nothing to do");
     }
 }

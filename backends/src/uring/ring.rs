@@ -149,9 +149,15 @@ impl Ring {
         !queue.is_empty() || queue.taskrun() || queue.cq_overflow() || !self.backlog.is_empty()
     }
 
-    /// Whether a completion is there, or waits in the kernel for this thread. No system call.
+    /// Whether a completion can be taken out. No system call.
+    pub(super) fn has_entries(&self) -> bool {
+        !self.status.is_empty()
+    }
+
+    /// Whether a completion is there, or the kernel has marked that one waits for this thread (the mark
+    /// may be stale). No system call.
     pub(super) fn has_completions(&mut self) -> bool {
-        !self.status.is_empty() || {
+        self.has_entries() || {
             let queue = self.uring.submission();
             queue.taskrun() || queue.cq_overflow()
         }
@@ -220,7 +226,7 @@ impl Ring {
 
     /// Takes out all completions that are there.
     pub(super) fn take_completions(&mut self, into: &mut Vec<Completion>) {
-        if self.status.is_empty() {
+        if !self.has_entries() {
             return;
         }
         into.extend(self.uring.completion().map(|entry| Completion {
@@ -337,5 +343,51 @@ impl FileTable {
 
     fn take(&mut self) -> Option<u32> {
         self.free.pop()
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use rustix::mm::{MapFlags, ProtFlags, mmap};
+
+    use super::Ring;
+
+    /// The mark in a ring's shared memory that says that work waits for its thread; kept mapped for as
+    /// long as the process lives.
+    pub(in super::super) struct Mark(&'static AtomicU32);
+
+    /// `IORING_SQ_TASKRUN`.
+    const TASKRUN: u32 = 1 << 2;
+
+    impl Mark {
+        pub(in super::super) fn of(ring: &Ring) -> Self {
+            // The kernel says where it lies (`io_uring_params.sq_off.flags`) when a ring is made.
+            let mut parameters = [0_u32; 30];
+            // SAFETY: the array is as large as `struct io_uring_params`, and the call fills it.
+            let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
+            assert!(fd >= 0, "a second ring");
+            // SAFETY: the call above made it, for us.
+            drop(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) });
+            let offset = parameters[14] as usize;
+            let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+            // SAFETY: the ring outlives this function.
+            let fd = unsafe { BorrowedFd::borrow_raw(ring.uring.as_raw_fd()) };
+            // SAFETY: a new mapping, of the ring's memory, at a place that the kernel chooses.
+            let memory = unsafe { mmap(std::ptr::null_mut(), 4096, access, flags, fd, 0) };
+            // SAFETY: the mark lies within the first page, is aligned, and is changed atomically
+            // by the kernel. The page stays mapped.
+            Self(unsafe { &*memory.unwrap().cast::<u8>().add(offset).cast::<AtomicU32>() })
+        }
+
+        pub(in super::super) fn leave(&self) {
+            self.0.fetch_or(TASKRUN, Ordering::SeqCst);
+        }
+
+        pub(in super::super) fn stands(&self) -> bool {
+            self.0.load(Ordering::SeqCst) & TASKRUN != 0
+        }
     }
 }
