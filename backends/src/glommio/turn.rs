@@ -6,6 +6,10 @@
 //! again directly: after a bounded amount of work it lets the run queue go empty and comes back
 //! with the reactor's next turn. That makes the default queue safe, and its wakes cost other
 //! threads a system call only when the shard is asleep.
+//!
+//! A shard wakes by itself once a second, too. On a machine that was out of memory, every thread
+//! standing still for seconds at any place, shards of three processes slept through the wake of another
+//! thread until a signal interrupted them; where it was lost, here or in glommio, is not known.
 
 use std::future::{Future, poll_fn};
 use std::hint;
@@ -26,6 +30,9 @@ use super::tasks::{Incoming, Role, Shell};
 /// (glommio arms and cancels its timers each time); tasks that wake one another settle in a few
 /// rounds.
 const ROUNDS_MAX: u32 = 8;
+
+/// Longest time until the loop looks whether something has happened.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// When the loop is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,10 +78,12 @@ struct Shard {
 impl Shard {
     async fn drive(&mut self, until: Until) {
         let mut turn = None;
+        let mut heartbeat = Heartbeat::default();
         // The first round may follow a drive that saw the notification.
         self.hub.stay_notified();
         poll_fn(|cx| {
             self.hub.set_event_loop(cx.waker());
+            heartbeat.keep(cx);
             // Whoever wakes this task does so in a turn of the reactor.
             turn = None;
             self.incoming.wake_yielded();
@@ -115,6 +124,25 @@ impl Shard {
             self.waker.wake_by_ref();
         }
         Poll::Pending
+    }
+}
+
+/// Wakes its task, at the latest [`HEARTBEAT`] after it was last polled with none under way.
+#[derive(Default)]
+struct Heartbeat(Option<(Timer, Instant)>);
+
+impl Heartbeat {
+    fn keep(&mut self, cx: &mut Context<'_>) {
+        let now = Instant::now();
+        if self.0.as_ref().is_some_and(|(_, due)| now < *due) {
+            return;
+        }
+        let mut timer = Timer::new(HEARTBEAT);
+        if pin!(&mut timer).poll(cx).is_ready() {
+            // A second has gone since the line before: the next look comes at once.
+            cx.waker().wake_by_ref();
+        }
+        self.0 = Some((timer, now + HEARTBEAT));
     }
 }
 
@@ -159,3 +187,52 @@ impl ReactorTurn {
 
 /// Long enough that a timer is not due yet when it is armed.
 const TICK: Duration = Duration::from_nanos(150);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+    use std::thread;
+
+    use glommio::{LocalExecutorBuilder, Placement};
+
+    use super::*;
+
+    #[test]
+    fn a_lost_wake_costs_a_heartbeat_at_most() {
+        let Ok(executor) = LocalExecutorBuilder::new(Placement::Unbound).make() else {
+            return;
+        };
+        let hub = Hub::new();
+        let (sender, receiver) = mpsc::channel::<Waker>();
+        let (happened, loses) = (Arc::new(AtomicBool::new(false)), Arc::clone(&hub));
+        let happens = Arc::clone(&happened);
+        let other = thread::spawn(move || {
+            let waker = receiver.recv().unwrap();
+            // The loop is asleep by now.
+            thread::sleep(Duration::from_millis(100));
+            happens.store(true, Ordering::Release);
+            loses.close();
+            waker.wake();
+        });
+        executor.run(async {
+            let incoming = Rc::<Incoming>::default();
+            let waker = Waker::from(Arc::clone(&hub));
+            let mut shard = Shard {
+                waker,
+                hub,
+                incoming,
+            };
+            let main = poll_fn(move |cx| {
+                if happened.load(Ordering::Acquire) {
+                    return Poll::Ready(());
+                }
+                sender.send(cx.waker().clone()).unwrap();
+                Poll::Pending
+            });
+            shard.incoming.run([Shell::new(Box::pin(main), Role::Main)]);
+            shard.drive(Until::MainEnded).await;
+        });
+        other.join().unwrap();
+    }
+}
