@@ -72,6 +72,12 @@ impl Hub {
             .is_ok()
     }
 
+    /// Keeps the next wake from the loop, for tests.
+    #[cfg(test)]
+    pub(super) fn take_event_loop(&self) -> Option<Waker> {
+        self.event_loop().take()
+    }
+
     /// From now on nothing wakes glommio any more.
     pub(super) fn close(&self) {
         // Nobody is inside `wake` with the waker once the lock is ours.
