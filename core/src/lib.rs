@@ -98,5 +98,8 @@ pub use partition::{
     Ack, Appended, Fetched, InspectDetail, InspectRequest, InspectedBatch, InspectedSegment,
     Inspection, PartitionInfo, ReadLimits, Visibility,
 };
-pub use recovery::{BehindEnd, ChainEnd, PartitionReport, RecoveryReport, TailCase, TailFacts};
+pub use recovery::{
+    BehindEnd, ChainEnd, DamageFacts, NewestSegment, Opening, PartitionReport, RecoveryReport,
+    TailCase, TailFacts,
+};
 pub use store::{ConfiguredBuilder, OpenRequest, OpenStore, Store, StoreBuilder, StoreInfo};

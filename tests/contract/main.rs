@@ -13,6 +13,7 @@ mod changes;
 mod clock;
 mod concurrency;
 mod damage;
+mod damage_facts;
 mod endings;
 mod errors;
 mod failure;

@@ -2,11 +2,16 @@
 //! here. Waiting on the simulation costs no time and is exact, so it is not looked at.
 
 /// Files of tests in which real time passes, in how many lines, and why nothing depends on how much.
-const REASONED: [(&str, usize, &str); 20] = [
+const REASONED: [(&str, usize, &str); 22] = [
     (
         "cli/tests/cli/round_trip.rs",
         1,
         "looks for a condition again, until a deadline",
+    ),
+    (
+        "backends/src/glommio/turn.rs",
+        1,
+        "lets a loop fall asleep whose sleep is the subject",
     ),
     (
         "cli/src/stress/mod.rs",
@@ -27,6 +32,11 @@ const REASONED: [(&str, usize, &str); 20] = [
         "tests/contract/cancellation_real.rs",
         2,
         "looks for a condition again, until a deadline",
+    ),
+    (
+        "tests/support/src/stress/omit.rs",
+        1,
+        "a fault: a disk whose writes begin late",
     ),
     (
         "tests/contract/inputs.rs",

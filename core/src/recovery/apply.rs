@@ -10,9 +10,10 @@ use std::rc::Rc;
 
 use super::header::NextHeader;
 use super::inventory::{Access, Found, corruption_of, take_inventory};
+use super::opening::{DamageFacts, NewestSegment, Opening};
 use super::plan::{TailCase, TailFacts, newest, predecessors};
 use super::report::PartitionReport;
-use crate::config::{OnCorruption, StoreConfig};
+use crate::config::StoreConfig;
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::io::{AlignedBuf, BUFFER_ALIGNMENT, BufPool, Durability, IoBackend, IoFile};
@@ -71,16 +72,11 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     };
     let (partition, incarnation) = (context.partition, context.incarnation);
     let inventory = take_inventory(backend, &context.dir, partition, incarnation, access).await?;
-    let policy = context.config.on_corruption;
-    let mut damage = Damage {
-        policy,
-        partition,
-        noted: Vec::new(),
-        cut: None,
-    };
+    let mut damage = Damage::default();
     for found in &inventory.found {
         if let Err(kind) = &found.header {
-            damage.note(corruption_of(found, partition, kind.clone()))?;
+            damage.facts.header_unreadable = true;
+            damage.note(corruption_of(found, partition, kind.clone()));
         }
     }
     // Indexes of segments that are gone, and what was being made when the process died.
@@ -108,16 +104,18 @@ pub(crate) async fn recover_partition<B: IoBackend>(
             offset_end: None,
             found: CorruptionKind::MissingSegment { identity: 0 },
         };
-        damage.note(nothing)?;
-        return Ok(unreadable(context, damage.noted));
+        damage.facts.newest = NewestSegment::Missing;
+        damage.note(nothing);
+        damage.opening(context)?;
+        return Ok(unreadable(context, damage));
     };
-    let (segment, scan, case) = scan_newest(context, found, header, &mut damage).await?;
-    let facts = TailFacts::of(&scan);
-    let tail_cut = damage.cut.is_some();
+    let (segment, mut scan) = scan_newest(context, found, header, &mut damage).await?;
+    let tail_facts = TailFacts::of(&scan);
 
     let (links, missing) = predecessors(&headers, newest, scan.log_start);
     if let Some(identity) = missing {
         let oldest = links.first().and_then(|l| headers[l.index].as_ref());
+        damage.facts.segment_missing = true;
         damage.note(Corruption {
             path: context.dir.clone(),
             partition,
@@ -125,7 +123,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
             offset_start: scan.log_start,
             offset_end: Some(oldest.unwrap_or(&segment.header).base_offset),
             found: CorruptionKind::MissingSegment { identity },
-        })?;
+        });
     }
     let mut sealed = Vec::with_capacity(links.len());
     for link in &links {
@@ -137,13 +135,16 @@ pub(crate) async fn recover_partition<B: IoBackend>(
                 len: found.len,
                 needed: link.end_position,
             };
-            damage.note_shortened(corruption_of(&found, partition, kind))?;
+            damage.facts.older_shortened = true;
+            damage.note(corruption_of(&found, partition, kind));
         }
         let (end, position) = (link.end_offset, link.end_position);
         sealed.push(Rc::new(Segment::new(
             found.file, found.path, header, end, position, None,
         )));
     }
+    let opening = damage.opening(context)?;
+    let case = end_of(context, &segment, &mut scan, damage.facts, opening).await?;
     let oldest_readable = sealed
         .first()
         .map_or(segment.header.base_offset, |s| s.base_offset());
@@ -155,17 +156,21 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     let report = PartitionReport {
         partition,
         case,
-        tail: Some(facts),
+        tail: Some(tail_facts),
+        damage: damage.facts,
         log_start,
         log_end: scan.end_offset,
         skipped_offsets: 0,
         segments: sealed.len() + 1,
         rewritten_bytes: 0,
-        cut: (case == TailCase::Torn || tail_cut)
+        cut: (case == TailCase::Torn || opening == Opening::Cut && damage.facts.of_newest())
             .then(|| (segment.path.clone(), scan.end_position)),
         temporaries_removed: 0,
         foreign: inventory.foreign,
-        corruption: damage.noted.first().cloned(),
+        corruption: match opening {
+            Opening::ReadOnly => damage.noted.first().cloned(),
+            Opening::Writable | Opening::Cut | Opening::Refused => None,
+        },
     };
     let generations = headers
         .iter()
@@ -173,7 +178,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         .map(|h| h.generation)
         .max()
         .unwrap_or(0);
-    let read_only = context.read_only || report.corruption.is_some();
+    let read_only = context.read_only || opening == Opening::ReadOnly;
     let log = RecoveredLog {
         sealed,
         active: None,
@@ -187,7 +192,11 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         link: scan.link,
         read_only,
         report,
-        damage: damage.noted,
+        damage: if opening == Opening::ReadOnly {
+            damage.noted
+        } else {
+            Vec::new()
+        },
     };
     if read_only {
         let mut log = log;
@@ -204,7 +213,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
 }
 
 /// The log of a partition of which no segment can be read: empty, read only, and said so.
-fn unreadable<F: IoFile>(context: &RecoveryContext, damage: Vec<Corruption>) -> RecoveredLog<F> {
+fn unreadable<F: IoFile>(context: &RecoveryContext, damage: Damage) -> RecoveredLog<F> {
     RecoveredLog {
         sealed: Vec::new(),
         active: None,
@@ -218,56 +227,36 @@ fn unreadable<F: IoFile>(context: &RecoveryContext, damage: Vec<Corruption>) -> 
         link: 0,
         read_only: true,
         report: PartitionReport {
-            corruption: damage.first().cloned(),
+            corruption: damage.noted.first().cloned(),
+            damage: damage.facts,
             ..PartitionReport::empty(context.partition, TailCase::Corrupt)
         },
-        damage,
+        damage: damage.noted,
     }
 }
 
-/// The damage found, and whether the log may be opened in spite of it.
+/// What is damaged, and where.
+#[derive(Debug, Default)]
 struct Damage {
-    policy: OnCorruption,
-    partition: u64,
+    facts: DamageFacts,
+    /// In the order in which it was found.
     noted: Vec<Corruption>,
-    /// Damage of the tail that is cut away by order.
-    cut: Option<Corruption>,
 }
 
 impl Damage {
-    fn note(&mut self, corruption: Corruption) -> Result<()> {
-        if self.policy == OnCorruption::Refuse {
-            return Err(Error::corrupt(corruption));
-        }
+    fn note(&mut self, corruption: Corruption) {
         self.noted.push(corruption);
-        Ok(())
     }
 
-    /// Notes damage of the newest segment, unless it is to be cut away.
-    fn note_tail(&mut self, corruption: Corruption) -> Result<()> {
-        let ordered = self.policy
-            == OnCorruption::CutTail {
-                partition: self.partition,
-            };
-        // A cut repairs the tail alone; with other damage it would only lose more.
-        if !ordered || !self.noted.is_empty() {
-            return self.note(corruption);
-        }
-        self.cut.get_or_insert(corruption);
-        Ok(())
-    }
-
-    /// Notes a sealed segment that is too short, unless a truncation will follow that removes what
-    /// is missing.
-    fn note_shortened(&mut self, corruption: Corruption) -> Result<()> {
-        let ordered = self.policy
-            == OnCorruption::CutTail {
-                partition: self.partition,
-            };
-        if ordered {
-            Ok(())
-        } else {
-            self.note(corruption)
+    /// What becomes of the partition; an error with the first damage when it is refused.
+    fn opening(&mut self, context: &RecoveryContext) -> Result<Opening> {
+        let policy = context.config.on_corruption;
+        let opening = self.facts.opening(policy, context.partition);
+        match opening {
+            Opening::Refused if !self.noted.is_empty() => {
+                Err(Error::corrupt(self.noted.swap_remove(0)))
+            }
+            _ => Ok(opening),
         }
     }
 }
@@ -278,31 +267,33 @@ struct Tail<F> {
     case: TailCase,
 }
 
+/// Reads the newest segment as far as its chain goes, and notes what is damaged.
 async fn scan_newest<F: IoFile>(
     context: &RecoveryContext,
     found: Found<F>,
     header: SegmentHeader,
     damage: &mut Damage,
-) -> Result<(Rc<Segment<F>>, Scan, TailCase)> {
+) -> Result<(Rc<Segment<F>>, Scan)> {
     if found.len < header.capacity_bytes {
         let kind = CorruptionKind::Shortened {
             len: found.len,
             needed: header.capacity_bytes,
         };
-        damage.note_tail(corruption_of(&found, context.partition, kind))?;
+        damage.facts.newest = NewestSegment::Shortened;
+        damage.note(corruption_of(&found, context.partition, kind));
     }
     let (base, start) = (header.base_offset, SEGMENT_HEADER_LEN as u64);
     let segment = Segment::new(found.file, found.path, header, base, start, None);
     let interval = context.config.index_interval_bytes;
-    let mut scan = scan_segment(&segment, &context.pool, SCAN_CHUNK_BYTES, interval).await?;
-    let mut case = TailFacts::of(&scan).case();
-    if case == TailCase::Corrupt {
+    let scan = scan_segment(&segment, &context.pool, SCAN_CHUNK_BYTES, interval).await?;
+    if TailFacts::of(&scan).case() == TailCase::Corrupt {
         let after = scan
             .survivor
             .as_ref()
             .map(|s| s.offset)
             .filter(|o| *o > scan.end_offset);
-        damage.note_tail(Corruption {
+        damage.facts.tail_corrupt = true;
+        damage.note(Corruption {
             path: segment.path.clone(),
             partition: context.partition,
             position: scan.end_position,
@@ -313,15 +304,30 @@ async fn scan_newest<F: IoFile>(
                 Stop::BrokenChain(why) => CorruptionKind::Misplaced(why),
                 Stop::Full => CorruptionKind::Misplaced("a batch behind a full segment"),
             },
-        })?;
+        });
     }
-    if damage.cut.is_some() {
+    Ok((Rc::new(segment), scan))
+}
+
+/// Where the log ends in its newest segment: at the end of the chain, or behind damage that is to be
+/// read around.
+async fn end_of<F: IoFile>(
+    context: &RecoveryContext,
+    segment: &Segment<F>,
+    scan: &mut Scan,
+    damage: DamageFacts,
+    opening: Opening,
+) -> Result<TailCase> {
+    let mut case = TailFacts::of(scan).case();
+    let cut = opening == Opening::Cut && damage.of_newest();
+    if cut {
         // Whatever the file holds behind the chain, nothing goes on in place.
         case = TailCase::Corrupt;
     } else if case == TailCase::Corrupt {
-        extend_past_damage(&segment, &mut scan, &context.pool).await?;
+        extend_past_damage(segment, scan, &context.pool).await?;
     }
-    if damage.cut.is_some() || case != TailCase::Corrupt {
+    if cut || case != TailCase::Corrupt {
+        let interval = context.config.index_interval_bytes;
         segment.set_index(std::mem::replace(
             &mut scan.index,
             SparseIndex::new(interval),
@@ -329,7 +335,7 @@ async fn scan_newest<F: IoFile>(
     }
     segment.end_offset.set(scan.end_offset);
     segment.end_position.set(scan.end_position);
-    Ok((Rc::new(segment), scan, case))
+    Ok(case)
 }
 
 /// For reading around damage: the log ends behind the last whole batch, not at the first hole.

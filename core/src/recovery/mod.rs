@@ -2,7 +2,8 @@
 //!
 //! 1. [`inventory`] fences writes of a dead process, opens every segment file and reads its header.
 //! 2. [`plan`] is pure: it picks the newest header, follows the chain of predecessors, and
-//!    classifies the tail by a labelled table.
+//!    classifies the tail by a labelled table. So is [`opening`]: from what is damaged and the
+//!    policy it decides whether the partition is opened, and for what.
 //! 3. [`apply`] makes what was found durable, moves to a new segment where the tail demands it,
 //!    and puts unused files into the spare pool.
 //! 4. [`report`] tells the caller what was found and done.
@@ -13,11 +14,13 @@
 mod apply;
 mod header;
 mod inventory;
+mod opening;
 mod plan;
 mod report;
 
 pub(crate) use apply::{RecoveredLog, RecoveryContext, recover_partition};
 pub(crate) use header::NextHeader;
 pub(crate) use inventory::fence;
+pub use opening::{DamageFacts, NewestSegment, Opening};
 pub use plan::{BehindEnd, ChainEnd, TailCase, TailFacts};
 pub use report::{PartitionReport, RecoveryReport};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::opening::DamageFacts;
 use super::plan::{TailCase, TailFacts};
 use crate::error::Corruption;
 
@@ -18,6 +19,8 @@ pub struct PartitionReport {
     /// The facts behind the case; `None` when there was no segment to look at. A tail that is cut by
     /// order ([`OnCorruption::CutTail`](crate::OnCorruption::CutTail)) is `Corrupt` whatever they are.
     pub tail: Option<TailFacts>,
+    /// What was found damaged; nothing, as a rule.
+    pub damage: DamageFacts,
     /// First readable offset.
     pub log_start: u64,
     /// Offset that the next record gets.
@@ -46,6 +49,7 @@ impl PartitionReport {
             partition,
             case,
             tail: None,
+            damage: DamageFacts::default(),
             log_start: 0,
             log_end: 0,
             skipped_offsets: 0,
