@@ -58,9 +58,9 @@ impl Store {
             panic!("too few segments: {:?}", self.log);
         };
         if facts.newest == NewestSegment::Missing {
-            let name = |path: &PathBuf| path.to_string_lossy().into_owned();
+            let is_segment = |path: &PathBuf| path.extension().is_some_and(|e| e == "seg");
             let dir = newest.parent().unwrap();
-            files.retain(|path, _| !(path.starts_with(dir) && name(path).ends_with(".seg")));
+            files.retain(|path, _| !(path.starts_with(dir) && is_segment(path)));
         }
         if facts.header_unreadable {
             let junk = vec![0x5A; self.files[newest].len()];

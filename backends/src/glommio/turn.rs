@@ -189,6 +189,10 @@ impl ReactorTurn {
 const TICK: Duration = Duration::from_nanos(150);
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic is how a test reports a failure"
+)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc;

@@ -341,6 +341,10 @@ impl Local {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic is how a test reports a failure"
+)]
 mod tests {
     use super::super::ring::tests::Mark;
     use super::*;

@@ -347,6 +347,10 @@ impl FileTable {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic is how a test reports a failure"
+)]
 pub(super) mod tests {
     use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -371,7 +375,7 @@ pub(super) mod tests {
             assert!(fd >= 0, "a second ring");
             // SAFETY: the call above made it, for us.
             drop(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) });
-            let offset = parameters[14] as usize;
+            let index = parameters[14] as usize / size_of::<AtomicU32>();
             let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
             // SAFETY: the ring outlives this function.
             let fd = unsafe { BorrowedFd::borrow_raw(ring.uring.as_raw_fd()) };
@@ -379,7 +383,7 @@ pub(super) mod tests {
             let memory = unsafe { mmap(std::ptr::null_mut(), 4096, access, flags, fd, 0) };
             // SAFETY: the mark lies within the first page, is aligned, and is changed atomically
             // by the kernel. The page stays mapped.
-            Self(unsafe { &*memory.unwrap().cast::<u8>().add(offset).cast::<AtomicU32>() })
+            Self(unsafe { &*memory.unwrap().cast::<AtomicU32>().add(index) })
         }
 
         pub(in super::super) fn leave(&self) {

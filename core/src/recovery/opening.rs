@@ -45,6 +45,10 @@ pub enum NewestSegment {
 /// assert_eq!(damaged.opening(cut, 2), Opening::ReadOnly);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "independent facts: every combination is enumerated"
+)]
 pub struct DamageFacts {
     /// A segment file has a header that cannot be read.
     pub header_unreadable: bool,
