@@ -55,6 +55,15 @@ impl Drop for Sim {
         if self.is_owner {
             self.executor.drop_tasks(|_| true);
         }
+        // A store that dies while calls go on keeps its lock's handle for good, and with it this machine:
+        // nothing of the disk may stay with that.
+        if Rc::strong_count(&self.executor) == 1 {
+            let mut world = self.shared.lock();
+            let empty = World::new(world.config.clone());
+            let old = std::mem::replace(&mut *world, empty);
+            drop(world);
+            drop(old);
+        }
     }
 }
 

@@ -134,7 +134,7 @@ pub(super) struct World {
 }
 
 impl World {
-    fn new(config: SimConfig) -> Self {
+    pub(super) fn new(config: SimConfig) -> Self {
         let mut rng = Rng::new(config.seed ^ 0x5EED_D15C);
         Self {
             disk: Disk::new(config.capacity_bytes),
