@@ -369,7 +369,6 @@ mod tests {
             local.fire_timers();
             turns += 1;
         }
-        assert!(mark.stands(), "nothing came that would have taken it off");
         assert!(turns < 10, "{turns} turns with nothing to do");
     }
 }

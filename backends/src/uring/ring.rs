@@ -389,9 +389,5 @@ pub(super) mod tests {
         pub(in super::super) fn leave(&self) {
             self.0.fetch_or(TASKRUN, Ordering::SeqCst);
         }
-
-        pub(in super::super) fn stands(&self) -> bool {
-            self.0.load(Ordering::SeqCst) & TASKRUN != 0
-        }
     }
 }

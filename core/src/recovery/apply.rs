@@ -178,7 +178,8 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         .map(|h| h.generation)
         .max()
         .unwrap_or(0);
-    let read_only = context.read_only || opening == Opening::ReadOnly;
+    let writable = matches!(opening, Opening::Writable | Opening::Cut);
+    let read_only = context.read_only || !writable;
     let log = RecoveredLog {
         sealed,
         active: None,
