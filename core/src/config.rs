@@ -21,7 +21,8 @@ pub enum Shards {
 /// What opening does when it finds acknowledged bytes damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnCorruption {
-    /// Refuse to open, with an error that names the place. Nothing is changed.
+    /// Refuse to open, with an error that names the place. Nothing of that partition is changed;
+    /// others may have been recovered before.
     #[default]
     Refuse,
     /// Open the damaged partitions read only; the rest opens as usual.

@@ -18,7 +18,7 @@ pub(crate) type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 const PARTITIONS: u64 = 2;
 const START: u64 = 5;
-const END: u64 = 60;
+pub(crate) const END: u64 = 60;
 
 /// A closed store of two partitions with several segments each.
 pub(crate) fn closed_store() -> Files {
@@ -44,15 +44,15 @@ pub(crate) fn tiny(config: &mut alluvium::StoreConfig) {
 }
 
 /// What reading around damage found.
-#[derive(Debug, Default)]
-struct Survey {
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Survey {
     records: u64,
     /// Ranges of offsets that were reported as damaged.
     damaged: Vec<(u64, Option<u64>)>,
 }
 
 /// Reads everything, going on behind damage where the error says so; checks each value.
-async fn survey(store: &Store, id: u64, files: &[&Path]) -> Survey {
+pub(crate) async fn survey(store: &Store, id: u64, files: &[&Path]) -> Survey {
     let mut found = Survey::default();
     let Ok(p) = store.partition(id).await else {
         return found;

@@ -1,13 +1,13 @@
 //! Every combination of damage under every policy, on a store of files: what opening finds and does is
 //! what the table of `DamageFacts` says.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use alluvium::format::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentKind};
 use alluvium::{DamageFacts, Error, NewestSegment, OnCorruption, Opening};
 use alluvium_testkit::logs::{batch, close};
 
-use crate::damage::{Files, closed_store, tiny};
+use crate::damage::{END, Files, closed_store, survey, tiny};
 use crate::machine::{machine_from, snapshot, try_open};
 
 /// The partition that is damaged.
@@ -51,6 +51,19 @@ impl Store {
         }
     }
 
+    /// Of the partition.
+    fn dir(&self) -> &Path {
+        self.unused.parent().unwrap()
+    }
+
+    /// The base offset of the newest segment.
+    fn newest_base(&self) -> u64 {
+        let newest = self.log.last().unwrap();
+        SegmentHeader::decode(&self.files[newest])
+            .unwrap()
+            .base_offset
+    }
+
     /// The files with exactly this damage.
     fn damaged(&self, facts: DamageFacts) -> Files {
         let mut files = self.files.clone();
@@ -59,8 +72,7 @@ impl Store {
         };
         if facts.newest == NewestSegment::Missing {
             let is_segment = |path: &PathBuf| path.extension().is_some_and(|e| e == "seg");
-            let dir = newest.parent().unwrap();
-            files.retain(|path, _| !(path.starts_with(dir) && is_segment(path)));
+            files.retain(|path, _| !(path.starts_with(self.dir()) && is_segment(path)));
         }
         if facts.header_unreadable {
             let junk = vec![0x5A; self.files[newest].len()];
@@ -87,6 +99,16 @@ impl Store {
     }
 }
 
+/// The files of the partition among those of a machine.
+fn of_partition(store: &Store, files: &Files) -> Files {
+    let of_it = files
+        .iter()
+        .filter(|(path, _)| path.starts_with(store.dir()));
+    of_it
+        .map(|(path, bytes)| (path.clone(), bytes.clone()))
+        .collect()
+}
+
 #[test]
 fn every_combination_of_damage_is_opened_as_the_table_says() {
     let store = Store::new();
@@ -97,9 +119,13 @@ fn every_combination_of_damage_is_opened_as_the_table_says() {
         cut(PARTITION),
         cut(PARTITION + 1),
     ];
+    // What an error may name.
+    let mut places = vec![store.dir()];
+    places.extend(store.log.iter().map(PathBuf::as_path));
     let mut met = 0;
     for facts in DamageFacts::all().filter(|facts| facts.impossible().is_none()) {
         let files = store.damaged(facts);
+        let mut around = None;
         for policy in policies {
             let sim = machine_from(&files);
             let opened = sim.block_on(try_open(&sim, |config| {
@@ -125,7 +151,22 @@ fn every_combination_of_damage_is_opened_as_the_table_says() {
                 opening == Opening::ReadOnly,
                 "{facts}, {policy:?}: {of_it}"
             );
+            if opening == Opening::Cut {
+                // All of the newest segment goes, or nothing does.
+                let end = if facts.tail_corrupt {
+                    store.newest_base()
+                } else {
+                    END
+                };
+                assert_eq!(of_it.log_end, end, "{facts}, {policy:?}: {of_it}");
+            }
             sim.block_on(async {
+                let found = survey(&opened, PARTITION, &places).await;
+                if opening == Opening::ReadOnly {
+                    // Salvage comes first: who reads around damage under other policies finds the same.
+                    let by_salvage = around.get_or_insert(found.clone());
+                    assert_eq!(*by_salvage, found, "{facts}, {policy:?}");
+                }
                 let partition = opened.partition(PARTITION).await.unwrap();
                 let next = batch(partition.offsets().log_end(), 1);
                 let appended = partition.append(next).await;
@@ -137,6 +178,12 @@ fn every_combination_of_damage_is_opened_as_the_table_says() {
                 );
                 close(&opened).await;
             });
+            if opening == Opening::ReadOnly {
+                assert!(
+                    of_partition(&store, &snapshot(&sim)) == of_partition(&store, &files),
+                    "{facts}, {policy:?}: read only, and yet changed"
+                );
+            }
             met += 1;
         }
     }

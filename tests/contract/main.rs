@@ -20,6 +20,7 @@ mod failure;
 mod faulty;
 mod full_disk;
 mod inputs;
+mod known;
 mod lock;
 mod machine;
 mod memory;

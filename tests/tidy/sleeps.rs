@@ -10,8 +10,8 @@ const REASONED: [(&str, usize, &str); 22] = [
     ),
     (
         "backends/src/glommio/turn.rs",
-        1,
-        "lets a loop fall asleep whose sleep is the subject",
+        2,
+        "lets a loop fall asleep whose sleep is the subject; a task that stands still is the other's",
     ),
     (
         "cli/src/stress/mod.rs",

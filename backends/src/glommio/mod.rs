@@ -14,10 +14,13 @@
 //! * It panics when io_uring is denied and ends the process when an opcode is missing: `setup`.
 //! * Its `DmaFile` misjudges polled I/O on an empty file: `file`.
 //! * Wakes and completions wait for its preemption timer while a shard is busy: `turn`.
+//! * It goes to sleep with a task that is to run when it is preempted before that task has run: `turn`.
 //! * A future that is dropped cancels its operation, and buffers of operations in flight are freed
 //!   with the rings: here every operation runs to its end, and the shard waits for all (`tasks`).
 //! * A panic in a task ends the executor, one in a destructor the process: `tasks`.
 //! * Files are closed some turns after they were dropped: `file`.
+//! * **Not curable here:** where the kernel refuses a submission for want of memory just before a shard
+//!   sleeps, glommio panics, and the shard ends with [`ShardDead`](alluvium_core::Error::ShardDead).
 //! * **Not curable here:** each shard that ends leaves one event descriptor open (glommio frees the
 //!   headers of its tasks without dropping them). A process that opens and closes stores many
 //!   times should use another backend.
@@ -34,6 +37,7 @@ mod turn;
 use std::io;
 use std::mem;
 use std::rc::Rc;
+use std::time::Duration;
 
 use alluvium_core::io::{BackendFactory, ShardMain, ShardSpec};
 use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
@@ -102,7 +106,8 @@ impl GlommioFactory {
         // Unbound: the thread is pinned already, by the scheduler's mask.
         let builder = LocalExecutorBuilder::new(Placement::Unbound)
             .ring_depth(usize::try_from(self.ring_entries).unwrap_or(usize::MAX))
-            .io_memory(self.io_memory_bytes);
+            .io_memory(self.io_memory_bytes)
+            .preempt_timer(PREEMPTION);
         caught(|| builder.make())
             .ok_or_else(setup::setup_panicked)?
             .map_err(setup::to_io)
@@ -134,6 +139,11 @@ impl BackendFactory for GlommioFactory {
         })
     }
 }
+
+/// When glommio takes the processor from its tasks: never, by its standards. Its one task here lets the
+/// run queue go empty by itself, and a preemption that comes before that task has run is one that glommio
+/// sleeps through.
+const PREEMPTION: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Runs `main` to its end, and drops the rings when nothing uses them any more.
 fn run(executor: LocalExecutor, names: Names, main: ShardMain<GlommioBackend>) {

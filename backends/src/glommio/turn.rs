@@ -7,10 +7,14 @@
 //! with the reactor's next turn. That makes the default queue safe, and its wakes cost other
 //! threads a system call only when the shard is asleep.
 //!
-//! A shard wakes by itself once a second, too. On a machine that was out of memory, every thread
-//! standing still for seconds at any place, shards of three processes slept through the wake of another
-//! thread until a signal interrupted them; where it was lost, here or in glommio, is not known. Timers of
-//! a store are under way at all times, so one more changes what a sleep costs by nothing.
+//! glommio 0.9 can go to sleep although this task is to run: when its latency ring holds a completion
+//! right after a look at it, it does not run the task ("preempted") and takes that for an empty run queue;
+//! if the completion then wakes nobody, it sleeps. Nobody wakes it, because to the hub the loop has
+//! been woken. (Known upstream as "do not park the executor while a task queue is still runnable",
+//! glommio/glommio#53; a signal ends the sleep.) Two things can be that completion. One is the
+//! preemption timer, on a machine that stood still for its 100 ms just then: so a shard has none that
+//! ends, see [`PREEMPTION`](super::PREEMPTION). The other is the event descriptor, written late by a
+//! thread whose wake was already seen: so a shard wakes by itself, too, see [`Heartbeat`].
 
 use std::future::{Future, poll_fn};
 use std::hint;
@@ -35,6 +39,10 @@ const ROUNDS_MAX: u32 = 8;
 /// Longest time until the loop looks whether something has happened.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
+/// The same if the turn that the heartbeat began is the one that glommio sleeps through. Taken back
+/// long before it is due, unless that happens.
+const LAST_RESORT: Duration = Duration::from_secs(10);
+
 /// When the loop is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Until {
@@ -54,6 +62,7 @@ pub(super) async fn run(
         waker: Waker::from(Arc::clone(&hub)),
         hub,
         incoming,
+        heartbeat: Heartbeat::default(),
     };
     let backend = Rc::new(backend);
     // Called inside the task: also a panic before there is a future ends only the shard.
@@ -74,17 +83,17 @@ struct Shard {
     waker: Waker,
     hub: Arc<Hub>,
     incoming: Rc<Incoming>,
+    heartbeat: Heartbeat,
 }
 
 impl Shard {
     async fn drive(&mut self, until: Until) {
         let mut turn = None;
-        let mut heartbeat = Heartbeat::default();
         // The first round may follow a drive that saw the notification.
         self.hub.stay_notified();
         poll_fn(|cx| {
             self.hub.set_event_loop(cx.waker());
-            heartbeat.keep(cx);
+            self.heartbeat.keep(cx);
             // Whoever wakes this task does so in a turn of the reactor.
             turn = None;
             self.incoming.wake_yielded();
@@ -128,23 +137,45 @@ impl Shard {
     }
 }
 
-/// Wakes its task, at the latest [`HEARTBEAT`] after it was last polled with none under way.
+/// Timers that wake its task: one is due within [`HEARTBEAT`] of each poll, and another one always
+/// outlives it.
 #[derive(Default)]
-struct Heartbeat(Option<(Timer, Instant)>);
+struct Heartbeat {
+    beat: Option<(Timer, Instant)>,
+    last_resort: Option<(Timer, Instant)>,
+}
 
 impl Heartbeat {
     fn keep(&mut self, cx: &mut Context<'_>) {
         let now = Instant::now();
-        if self.0.as_ref().is_some_and(|(_, due)| now < *due) {
-            return;
-        }
-        let mut timer = Timer::new(HEARTBEAT);
-        if pin!(&mut timer).poll(cx).is_ready() {
-            // A second has gone since the line before: the next look comes at once.
-            cx.waker().wake_by_ref();
-        }
-        self.0 = Some((timer, now + HEARTBEAT));
+        renew(&mut self.beat, HEARTBEAT, now, now, cx);
+        renew(
+            &mut self.last_resort,
+            LAST_RESORT,
+            now,
+            now + LAST_RESORT / 2,
+            cx,
+        );
     }
+}
+
+/// Sets the timer anew if it is due by `by`.
+fn renew(
+    timer: &mut Option<(Timer, Instant)>,
+    after: Duration,
+    now: Instant,
+    by: Instant,
+    cx: &mut Context<'_>,
+) {
+    if timer.as_ref().is_some_and(|(_, due)| by < *due) {
+        return;
+    }
+    let mut new = Timer::new(after);
+    if pin!(&mut new).poll(cx).is_ready() {
+        // That long has gone since the line before: the next look comes at once.
+        cx.waker().wake_by_ref();
+    }
+    *timer = Some((new, now + after));
 }
 
 /// Waits until the reactor has looked at its rings, its timers and the wakes of other threads.
@@ -196,15 +227,42 @@ const TICK: Duration = Duration::from_nanos(150);
 )]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::mpsc;
+    use std::sync::mpsc::{self, RecvTimeoutError};
     use std::thread;
 
     use glommio::{LocalExecutorBuilder, Placement};
 
+    use super::super::GlommioFactory;
     use super::*;
 
     #[test]
+    fn a_loop_that_stood_still_is_not_preempted() {
+        let Ok(executor) = GlommioFactory::new().build() else {
+            return;
+        };
+        let preempted = executor.run(async {
+            // Longer than glommio lets tasks run.
+            thread::sleep(Duration::from_millis(150));
+            // What was submitted at once is done by now.
+            glommio::executor().need_preempt()
+        });
+        assert!(!preempted, "the turn after this one would be lost");
+    }
+
+    #[test]
     fn a_lost_wake_costs_a_heartbeat_at_most() {
+        let (ended, end) = mpsc::channel();
+        let sleeper = thread::spawn(move || {
+            sleep_through_a_wake();
+            ended.send(()).unwrap();
+        });
+        // Many heartbeats: a loop that has none never gets here.
+        let woken = end.recv_timeout(Duration::from_secs(60));
+        assert_ne!(woken, Err(RecvTimeoutError::Timeout), "it sleeps on");
+        sleeper.join().unwrap();
+    }
+
+    fn sleep_through_a_wake() {
         let Ok(executor) = LocalExecutorBuilder::new(Placement::Unbound).make() else {
             return;
         };
@@ -229,6 +287,7 @@ mod tests {
                 waker,
                 hub,
                 incoming,
+                heartbeat: Heartbeat::default(),
             };
             let main = poll_fn(move |cx| {
                 if happened.load(Ordering::Acquire) {

@@ -359,6 +359,7 @@ mod tests {
         let local = Local::new(ring, Duration::from_micros(20), Names::start().unwrap()).unwrap();
         local.hand_over().unwrap();
         mark.leave();
+        assert!(local.ring.borrow_mut().has_completions(), "it is seen");
         let (waker, deadline) = (Waker::noop(), posix::now() + Duration::from_millis(30));
         local.timers.borrow_mut().add(deadline, waker.clone());
         let mut turns = 0;

@@ -13,7 +13,7 @@ use super::request::Change;
 use super::roll::Continuation;
 use super::{Mode, Partition, State, answer};
 use crate::commit::{Mark, Pipeline};
-use crate::error::{Corruption, CorruptionKind, Error, Result};
+use crate::error::{Error, Result};
 use crate::format::{Batch, Control, ControlReason, SEGMENT_HEADER_LEN};
 use crate::io::{IoBackend, IoFile};
 use crate::offset::Offsets;
@@ -244,17 +244,11 @@ impl<B: IoBackend> Partition<B> {
         self.state.borrow_mut().spares.clear();
         self.name_work.none(self.shard.backend.as_ref()).await;
         let _by_name = self.start_name_work()?;
-        let log = recover_partition(self.shard.backend.as_ref(), &self.context).await?;
-        if log.offsets.durable() < durable {
-            return Err(Error::corrupt(Corruption {
-                path: self.context.dir.clone(),
-                partition: self.id(),
-                position: 0,
-                offset_start: log.offsets.durable(),
-                offset_end: Some(durable),
-                found: CorruptionKind::Misplaced("the log ends below its durable offset"),
-            }));
-        }
+        let context = RecoveryContext {
+            durable,
+            ..self.context.clone()
+        };
+        let log = recover_partition(self.shard.backend.as_ref(), &context).await?;
         let mut state = self.state.borrow_mut();
         let queue = std::mem::take(&mut state.queue);
         let queued_bytes = state.queued_bytes;

@@ -8,9 +8,10 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use super::damage::{Damage, end_of, refuse_below_durable, scan_newest};
 use super::header::NextHeader;
 use super::inventory::{Access, Found, corruption_of, take_inventory};
-use super::opening::{DamageFacts, NewestSegment, Opening};
+use super::opening::{NewestSegment, Opening};
 use super::plan::{TailCase, TailFacts, newest, predecessors};
 use super::report::PartitionReport;
 use crate::config::StoreConfig;
@@ -19,8 +20,7 @@ use crate::format::{SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::io::{AlignedBuf, BUFFER_ALIGNMENT, BufPool, Durability, IoBackend, IoFile};
 use crate::offset::Offsets;
 use crate::segment::{
-    ActiveSegment, Cursor, SEGMENT_SUFFIX, Scan, Segment, SpareFile, SpareRequest, SparseIndex,
-    Stop, prepare_spare, scan_segment,
+    ActiveSegment, SEGMENT_SUFFIX, Scan, Segment, SpareFile, SpareRequest, prepare_spare,
 };
 
 /// What recovery needs to know about the partition.
@@ -33,6 +33,10 @@ pub(crate) struct RecoveryContext {
     pub(crate) pool: BufPool,
     pub(crate) direct: bool,
     pub(crate) read_only: bool,
+    /// Offset up to which this process knows the log to be durable. A log that ends below it is refused
+    /// under every policy, before anything is changed: whatever is written then would make the loss
+    /// final, and give its offsets to other data.
+    pub(crate) durable: u64,
 }
 
 /// A log that is ready to be read and, unless it is read only, to be appended to.
@@ -58,7 +62,7 @@ pub(crate) struct RecoveredLog<F> {
     pub(crate) damage: Vec<Corruption>,
 }
 
-const SCAN_CHUNK_BYTES: usize = 1 << 20;
+pub(super) const SCAN_CHUNK_BYTES: usize = 1 << 20;
 
 /// Opens the log of one partition.
 pub(crate) async fn recover_partition<B: IoBackend>(
@@ -75,8 +79,9 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     let mut damage = Damage::default();
     for found in &inventory.found {
         if let Err(kind) = &found.header {
-            damage.facts.header_unreadable = true;
-            damage.note(corruption_of(found, partition, kind.clone()));
+            damage.note(corruption_of(found, partition, kind.clone()), |facts| {
+                facts.header_unreadable = true;
+            });
         }
     }
     // Indexes of segments that are gone, and what was being made when the process died.
@@ -104,9 +109,9 @@ pub(crate) async fn recover_partition<B: IoBackend>(
             offset_end: None,
             found: CorruptionKind::MissingSegment { identity: 0 },
         };
-        damage.facts.newest = NewestSegment::Missing;
-        damage.note(nothing);
+        damage.note(nothing, |facts| facts.newest = NewestSegment::Missing);
         damage.opening(context)?;
+        refuse_below_durable(context, 0)?;
         return Ok(unreadable(context, damage));
     };
     let (segment, mut scan) = scan_newest(context, found, header, &mut damage).await?;
@@ -115,15 +120,15 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     let (links, missing) = predecessors(&headers, newest, scan.log_start);
     if let Some(identity) = missing {
         let oldest = links.first().and_then(|l| headers[l.index].as_ref());
-        damage.facts.segment_missing = true;
-        damage.note(Corruption {
+        let gap = Corruption {
             path: context.dir.clone(),
             partition,
             position: 0,
             offset_start: scan.log_start,
             offset_end: Some(oldest.unwrap_or(&segment.header).base_offset),
             found: CorruptionKind::MissingSegment { identity },
-        });
+        };
+        damage.note(gap, |facts| facts.segment_missing = true);
     }
     let mut sealed = Vec::with_capacity(links.len());
     for link in &links {
@@ -135,8 +140,9 @@ pub(crate) async fn recover_partition<B: IoBackend>(
                 len: found.len,
                 needed: link.end_position,
             };
-            damage.facts.older_shortened = true;
-            damage.note(corruption_of(&found, partition, kind));
+            damage.note(corruption_of(&found, partition, kind), |facts| {
+                facts.older_shortened = true;
+            });
         }
         let (end, position) = (link.end_offset, link.end_position);
         sealed.push(Rc::new(Segment::new(
@@ -145,6 +151,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     }
     let opening = damage.opening(context)?;
     let case = end_of(context, &segment, &mut scan, damage.facts, opening).await?;
+    refuse_below_durable(context, scan.end_offset)?;
     let oldest_readable = sealed
         .first()
         .map_or(segment.header.base_offset, |s| s.base_offset());
@@ -236,132 +243,10 @@ fn unreadable<F: IoFile>(context: &RecoveryContext, damage: Damage) -> Recovered
     }
 }
 
-/// What is damaged, and where.
-#[derive(Debug, Default)]
-struct Damage {
-    facts: DamageFacts,
-    /// In the order in which it was found.
-    noted: Vec<Corruption>,
-}
-
-impl Damage {
-    fn note(&mut self, corruption: Corruption) {
-        self.noted.push(corruption);
-    }
-
-    /// What becomes of the partition; an error with the first damage when it is refused.
-    fn opening(&mut self, context: &RecoveryContext) -> Result<Opening> {
-        let policy = context.config.on_corruption;
-        let opening = self.facts.opening(policy, context.partition);
-        match opening {
-            Opening::Refused if !self.noted.is_empty() => {
-                Err(Error::corrupt(self.noted.swap_remove(0)))
-            }
-            _ => Ok(opening),
-        }
-    }
-}
-
 struct Tail<F> {
     segment: Rc<Segment<F>>,
     scan: Scan,
     case: TailCase,
-}
-
-/// Reads the newest segment as far as its chain goes, and notes what is damaged.
-async fn scan_newest<F: IoFile>(
-    context: &RecoveryContext,
-    found: Found<F>,
-    header: SegmentHeader,
-    damage: &mut Damage,
-) -> Result<(Rc<Segment<F>>, Scan)> {
-    if found.len < header.capacity_bytes {
-        let kind = CorruptionKind::Shortened {
-            len: found.len,
-            needed: header.capacity_bytes,
-        };
-        damage.facts.newest = NewestSegment::Shortened;
-        damage.note(corruption_of(&found, context.partition, kind));
-    }
-    let (base, start) = (header.base_offset, SEGMENT_HEADER_LEN as u64);
-    let segment = Segment::new(found.file, found.path, header, base, start, None);
-    let interval = context.config.index_interval_bytes;
-    let scan = scan_segment(&segment, &context.pool, SCAN_CHUNK_BYTES, interval).await?;
-    if TailFacts::of(&scan).case() == TailCase::Corrupt {
-        let after = scan
-            .survivor
-            .as_ref()
-            .map(|s| s.offset)
-            .filter(|o| *o > scan.end_offset);
-        damage.facts.tail_corrupt = true;
-        damage.note(Corruption {
-            path: segment.path.clone(),
-            partition: context.partition,
-            position: scan.end_position,
-            offset_start: scan.end_offset,
-            offset_end: after,
-            found: match &scan.stop {
-                Stop::Nothing(kind) | Stop::TornBatch(kind) => kind.clone(),
-                Stop::BrokenChain(why) => CorruptionKind::Misplaced(why),
-                Stop::Full => CorruptionKind::Misplaced("a batch behind a full segment"),
-            },
-        });
-    }
-    Ok((Rc::new(segment), scan))
-}
-
-/// Where the log ends in its newest segment: at the end of the chain, or behind damage that is to be
-/// read around.
-async fn end_of<F: IoFile>(
-    context: &RecoveryContext,
-    segment: &Segment<F>,
-    scan: &mut Scan,
-    damage: DamageFacts,
-    opening: Opening,
-) -> Result<TailCase> {
-    let mut case = TailFacts::of(scan).case();
-    let cut = opening == Opening::Cut && damage.of_newest();
-    if cut {
-        // Whatever the file holds behind the chain, nothing goes on in place.
-        case = TailCase::Corrupt;
-    } else if case == TailCase::Corrupt {
-        extend_past_damage(segment, scan, &context.pool).await?;
-    }
-    if cut || case != TailCase::Corrupt {
-        let interval = context.config.index_interval_bytes;
-        segment.set_index(std::mem::replace(
-            &mut scan.index,
-            SparseIndex::new(interval),
-        ));
-    }
-    segment.end_offset.set(scan.end_offset);
-    segment.end_position.set(scan.end_position);
-    Ok(case)
-}
-
-/// For reading around damage: the log ends behind the last whole batch, not at the first hole.
-async fn extend_past_damage<F: IoFile>(
-    segment: &Segment<F>,
-    scan: &mut Scan,
-    pool: &BufPool,
-) -> Result<()> {
-    let capacity = segment.header.capacity_bytes;
-    let mut cursor = Cursor::new(segment, pool, SCAN_CHUNK_BYTES);
-    let mut position = scan.end_position;
-    while position < capacity {
-        match cursor.batch_at(position).await {
-            Ok(batch) => {
-                scan.end_offset = scan.end_offset.max(batch.end_offset());
-                position = cursor.position_after(batch.header(), position);
-                scan.end_position = position;
-            }
-            Err(_) => match cursor.resynchronise(position, capacity).await? {
-                Some((next, _)) => position = next,
-                None => break,
-            },
-        }
-    }
-    Ok(())
 }
 
 /// Steps 1 to 3 of the [module](self).

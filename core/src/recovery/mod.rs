@@ -4,6 +4,7 @@
 //! 2. [`plan`] is pure: it picks the newest header, follows the chain of predecessors, and
 //!    classifies the tail by a labelled table. So is [`opening`]: from what is damaged and the
 //!    policy it decides whether the partition is opened, and for what.
+//!    [`damage`] notes what is damaged, and reads around it.
 //! 3. [`apply`] makes what was found durable, moves to a new segment where the tail demands it,
 //!    and puts unused files into the spare pool.
 //! 4. [`report`] tells the caller what was found and done.
@@ -12,6 +13,7 @@
 //! recovery leaves a directory that recovers to the same log.
 
 mod apply;
+mod damage;
 mod header;
 mod inventory;
 mod opening;
