@@ -31,7 +31,8 @@ pub enum OnCorruption {
     /// segment of this partition is damaged, the log is cut at the damage and opened for writing;
     /// the offsets from there on are given again. Older segments that are too short are let pass:
     /// truncate in front of what is missing. Damage of another kind, and that of other partitions,
-    /// is treated as by [`Salvage`](Self::Salvage). Copy the partition's files first.
+    /// is treated as by [`Salvage`](Self::Salvage), and so is a store that is read only and a partition
+    /// that is [reopened](crate::Partition::reopen). Copy the partition's files first.
     CutTail {
         /// The only partition that may be cut.
         partition: u64,

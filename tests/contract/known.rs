@@ -2,6 +2,7 @@
 //! acknowledged, a trim behind the damage, and that the store is read only.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use alluvium::backends::sim::Sim;
 use alluvium::format::{SegmentHeader, SegmentKind};
@@ -14,6 +15,7 @@ use alluvium_testkit::logs::{batch, close, fill, value, verify};
 use crate::machine::{DIR, EIO, at_rest, machine, snapshot, try_open};
 
 const CUT: OnCorruption = OnCorruption::CutTail { partition: 1 };
+const POLICIES: [OnCorruption; 3] = [OnCorruption::Refuse, OnCorruption::Salvage, CUT];
 
 /// The segment of partition 1 with the highest sequence.
 fn newest_segment(sim: &Sim) -> PathBuf {
@@ -37,21 +39,38 @@ fn report_of(report: &RecoveryReport) -> &PartitionReport {
     report.partitions.iter().find(|p| p.partition == 1).unwrap()
 }
 
+/// Closes a store of which a partition has failed, and says so.
+async fn end(store: &Store) {
+    let e = store.close(Duration::from_secs(30)).await.unwrap_err();
+    assert!(matches!(e, Error::PartitionFailed { id: 1, .. }), "{e}");
+}
+
+/// Ten records, and a failure behind them.
+async fn failed_log(sim: &Sim, on_corruption: OnCorruption) -> (Store, Partition) {
+    let set = |c: &mut StoreConfig| c.on_corruption = on_corruption;
+    let (store, _) = try_open(sim, set).await.unwrap();
+    let p = store.create_partition(1).await.unwrap();
+    fill(&p, 10, 1).await;
+    fail(sim, &store, &p).await;
+    (store, p)
+}
+
+/// The next append fails, and ends the partition's life.
+async fn fail(sim: &Sim, store: &Store, p: &Partition) {
+    sim.fail_op(sim.op_count() + 1, EIO);
+    let next = batch(p.offsets().log_end(), 1);
+    p.append(next).await.unwrap_err();
+    at_rest(sim, store).await;
+}
+
 /// The file ends like one to which the last batch was never written: nothing on the disk says that it
 /// was acknowledged. But this process knows.
 #[test]
 fn reopening_a_log_without_what_was_acknowledged_changes_nothing() {
-    for on_corruption in [OnCorruption::Refuse, OnCorruption::Salvage, CUT] {
+    for on_corruption in POLICIES {
         let sim = machine(3);
         sim.block_on(async {
-            let set = |c: &mut StoreConfig| c.on_corruption = on_corruption;
-            let (store, _) = try_open(&sim, set).await.unwrap();
-            let p = store.create_partition(1).await.unwrap();
-            fill(&p, 10, 1).await;
-            sim.fail_op(sim.op_count() + 1, EIO);
-            p.append(batch(10, 1)).await.unwrap_err();
-            at_rest(&sim, &store).await;
-
+            let (store, p) = failed_log(&sim, on_corruption).await;
             let path = newest_segment(&sim);
             let whole = sim.read_file(&path).unwrap();
             let last = position_of(&sim, &path, 9);
@@ -81,14 +100,134 @@ fn reopening_a_log_without_what_was_acknowledged_changes_nothing() {
     }
 }
 
-/// A closed log that was trimmed to 70 by a control batch in its newest segment, whose files before
-/// that are gone, with a damaged batch in front of the control batch.
-async fn trimmed_behind_damage(sim: &Sim) -> PathBuf {
+/// Here the damage shows on the disk: it is judged by the policy, but never cut.
+#[test]
+fn reopening_a_damaged_log_cuts_nothing() {
+    for on_corruption in POLICIES {
+        let sim = machine(3);
+        sim.block_on(async {
+            let (store, p) = failed_log(&sim, on_corruption).await;
+            let path = newest_segment(&sim);
+            sim.flip_bit(&path, position_of(&sim, &path, 4), 0).unwrap();
+            let damaged = snapshot(&sim);
+            let reopened = p.reopen().await;
+            assert!(snapshot(&sim) == damaged, "{on_corruption:?}: changed");
+            if on_corruption == OnCorruption::Refuse {
+                let Err(Error::Corrupt(corruption)) = reopened else {
+                    panic!("{reopened:?}")
+                };
+                assert_eq!((corruption.path, corruption.offset_start), (path, 4));
+                end(&store).await;
+            } else {
+                let report = reopened.unwrap();
+                assert!(report.corruption.is_some(), "{on_corruption:?}: {report}");
+                assert!(report.log_end >= 10, "{on_corruption:?}: {report}");
+                assert_eq!(read_from(&p, 0).await, 4, "{on_corruption:?}");
+                assert_eq!(read_from(&p, 5).await, report.log_end, "{on_corruption:?}");
+                p.append(batch(10, 1)).await.unwrap_err();
+                close(&store).await;
+            }
+        });
+    }
+}
+
+#[test]
+fn a_log_without_any_segment_is_not_reopened_as_an_empty_one() {
+    for on_corruption in POLICIES {
+        let sim = machine(3);
+        sim.block_on(async {
+            let (store, p) = failed_log(&sim, on_corruption).await;
+            for (path, content) in snapshot(&sim) {
+                let of_it = SegmentHeader::decode(&content).is_ok_and(|h| h.partition == 1);
+                if of_it {
+                    sim.corrupt(&path, 0..content.len() as u64).unwrap();
+                }
+            }
+            let damaged = snapshot(&sim);
+            let e = p.reopen().await.unwrap_err();
+            assert!(matches!(e, Error::Corrupt(_)), "{on_corruption:?}: {e}");
+            assert!(snapshot(&sim) == damaged, "{on_corruption:?}: changed");
+            assert_eq!(p.offsets().durable(), 10, "{on_corruption:?}");
+            end(&store).await;
+        });
+    }
+}
+
+/// The trim's control batch is lost together with what the failed append wrote.
+#[test]
+fn an_acknowledged_trim_is_not_undone_by_a_reopening() {
+    let sim = machine(6);
+    sim.block_on(async {
+        let store = try_open(&sim, |_| {}).await.unwrap().0;
+        let p = store.create_partition(1).await.unwrap();
+        fill(&p, 10, 1).await;
+        let path = newest_segment(&sim);
+        let untrimmed = sim.read_file(&path).unwrap();
+        p.trim_before(7).await.unwrap();
+        fail(&sim, &store, &p).await;
+        sim.write_file(&path, &untrimmed).unwrap();
+        p.reopen().await.unwrap();
+        assert_eq!(p.offsets().log_start(), 7);
+        let end = p.offsets().log_end();
+        verify(&p, 7, end).await;
+        close(&store).await;
+        let (store, _) = try_open(&sim, |_| {}).await.unwrap();
+        let p = store.partition(1).await.unwrap();
+        assert_eq!(p.offsets().log_start(), 7, "the reopening made it durable");
+        close(&store).await;
+    });
+}
+
+/// A truncation that failed may have happened or not. A log that ends in between is neither.
+#[test]
+fn half_a_truncation_excuses_no_loss() {
+    let sim = machine(8);
+    sim.block_on(async {
+        let store = try_open(&sim, |_| {}).await.unwrap().0;
+        let p = store.create_partition(1).await.unwrap();
+        fill(&p, 10, 1).await;
+        let whole = snapshot(&sim);
+        let path = newest_segment(&sim);
+        // Of the operations of a truncation, the one that fails the partition.
+        let mut nth = 1;
+        loop {
+            sim.fail_op(sim.op_count() + nth, EIO);
+            let truncated = p.truncate_to(5).await;
+            sim.cancel_failures();
+            assert!(truncated.is_err(), "it never failed the partition");
+            if p.describe().await.unwrap().failure.is_some() {
+                break;
+            }
+            nth += 1;
+        }
+        at_rest(&sim, &store).await;
+        // It did not happen, and the end is lost.
+        for (file, _) in snapshot(&sim) {
+            match whole.get(&file) {
+                Some(before) => sim.write_file(&file, before).unwrap(),
+                None if file.extension().is_some_and(|e| e == "seg") => {
+                    sim.corrupt(&file, 0..4096).unwrap();
+                }
+                None => {}
+            }
+        }
+        let last = position_of(&sim, &path, 7);
+        let len = whole[&path].len() as u64;
+        sim.corrupt(&path, last & !511..len).unwrap();
+        let e = p.reopen().await.unwrap_err();
+        assert!(matches!(e, Error::Corrupt(_)), "{e}");
+        end(&store).await;
+    });
+}
+
+/// A closed log of 160 records that was trimmed to `start` by a control batch in its newest segment, whose
+/// files before that are gone, with a damaged batch in front of the control batch. The newest segment,
+/// and the first record in it, which is the damaged one.
+async fn trimmed_behind_damage(sim: &Sim, start: u64) -> (PathBuf, u64) {
     let (store, _) = try_open(sim, |c| c.spare_segments_max = 0).await.unwrap();
     let p = store.create_partition(1).await.unwrap();
     fill(&p, 160, 1).await;
-    p.trim_before(70).await.unwrap();
-    fill(&p, 3, 1).await;
+    p.trim_before(start).await.unwrap();
     close(&store).await;
     let path = newest_segment(sim);
     let content = sim.read_file(&path).unwrap();
@@ -97,15 +236,15 @@ async fn trimmed_behind_damage(sim: &Sim) -> PathBuf {
     assert!(header.base_offset < 159, "something stands before the trim");
     let position = position_of(sim, &path, header.base_offset);
     sim.flip_bit(&path, position, 0).unwrap();
-    path
+    (path, header.base_offset)
 }
 
 #[test]
 fn what_was_trimmed_behind_the_damage_is_not_missing() {
-    for on_corruption in [OnCorruption::Refuse, OnCorruption::Salvage, CUT] {
+    for (on_corruption, start) in POLICIES.into_iter().flat_map(|p| [(p, 70), (p, 160)]) {
         let sim = machine(4);
         sim.block_on(async {
-            let path = trimmed_behind_damage(&sim).await;
+            let (path, damaged) = trimmed_behind_damage(&sim, start).await;
             let opened = try_open(&sim, |c| c.on_corruption = on_corruption).await;
             let (store, report) = match opened {
                 Err(Error::Corrupt(c)) if on_corruption == OnCorruption::Refuse => {
@@ -121,24 +260,31 @@ fn what_was_trimmed_behind_the_damage_is_not_missing() {
             };
             assert_eq!(report.damage, tail, "{on_corruption:?}");
             let p = store.partition(1).await.unwrap();
-            assert_eq!(p.offsets().log_start(), 70, "{on_corruption:?}");
-            read_or_damaged(&p).await;
-            let appended = p.append(batch(p.offsets().log_end(), 1)).await;
-            assert_eq!(appended.is_ok(), on_corruption == CUT, "{appended:?}");
-            close(&store).await;
+            assert_eq!(p.offsets().log_start(), start, "{on_corruption:?}");
+            // What was trimmed is not given to other records.
+            let end = damaged.max(start);
             if on_corruption == CUT {
+                assert_eq!(p.offsets().log_end(), end);
+                assert_eq!(read_from(&p, start).await, end);
+                fill(&p, 3, 1).await;
+                close(&store).await;
                 let (store, report) = try_open(&sim, |_| {}).await.unwrap();
-                let report = report_of(&report);
-                assert_eq!((report.damage.any(), report.log_start), (false, 70));
+                assert!(!report_of(&report).damage.any());
+                let p = store.partition(1).await.unwrap();
+                verify(&p, start, end + 3).await;
+                close(&store).await;
+            } else {
+                assert_eq!(p.offsets().log_end(), 160);
+                assert_eq!(read_from(&p, start).await, end);
+                p.append(batch(160, 1)).await.unwrap_err();
                 close(&store).await;
             }
         });
     }
 }
 
-/// Reads from the log start to the end, or to the damage; how far it got.
-async fn read_or_damaged(p: &Partition) -> u64 {
-    let mut at = p.offsets().log_start();
+/// Reads to the log end or to damage; how far it got.
+async fn read_from(p: &Partition, mut at: u64) -> u64 {
     let (limits, seen) = Default::default();
     while at < p.offsets().log_end() {
         match p.read(at, limits, seen).await {
@@ -178,9 +324,7 @@ fn a_read_only_store_reads_around_damage_whatever_the_policy() {
             assert_eq!(report.cut, None, "{on_corruption:?}");
             assert_eq!(report.log_end, 10, "{on_corruption:?}");
             let p = store.partition(1).await.unwrap();
-            let (limits, seen) = Default::default();
-            let behind = p.read(5, limits, seen).await.unwrap();
-            assert_eq!(behind.next_offset, 10, "{on_corruption:?}");
+            assert_eq!(read_from(&p, 5).await, 10, "{on_corruption:?}");
             close(&store).await;
         }
         assert!(snapshot(&sim) == damaged);

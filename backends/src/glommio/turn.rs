@@ -11,10 +11,11 @@
 //! right after a look at it, it does not run the task ("preempted") and takes that for an empty run queue;
 //! if the completion then wakes nobody, it sleeps. Nobody wakes it, because to the hub the loop has
 //! been woken. (Known upstream as "do not park the executor while a task queue is still runnable",
-//! glommio/glommio#53; a signal ends the sleep.) Two things can be that completion. One is the
-//! preemption timer, on a machine that stood still for its 100 ms just then: so a shard has none that
-//! ends, see [`PREEMPTION`](super::PREEMPTION). The other is the event descriptor, written late by a
-//! thread whose wake was already seen: so a shard wakes by itself, too, see [`Heartbeat`].
+//! glommio/glommio#53; a signal ends the sleep.) One such completion is that of the preemption timer, on
+//! a machine that stood still for its 100 ms just then: so a shard has none that ends, see
+//! [`PREEMPTION`](super::PREEMPTION). Another is that of the event descriptor, written late by a thread
+//! whose wake was already seen, or by the kernel when as many transfers as the ring has entries are done
+//! just then: so a shard wakes by itself, too, see [`Heartbeat`].
 
 use std::future::{Future, poll_fn};
 use std::hint;
@@ -247,6 +248,22 @@ mod tests {
             glommio::executor().need_preempt()
         });
         assert!(!preempted, "the turn after this one would be lost");
+    }
+
+    /// Should the turn that the beat begins be lost, there is another timer.
+    #[test]
+    fn one_timer_always_outlives_the_beat() {
+        let Ok(executor) = GlommioFactory::new().build() else {
+            return;
+        };
+        executor.run(poll_fn(|cx| {
+            let (mut heartbeat, start) = (Heartbeat::default(), Instant::now());
+            heartbeat.keep(cx);
+            let (_, beat) = heartbeat.beat.as_ref().unwrap();
+            let (_, last_resort) = heartbeat.last_resort.as_ref().unwrap();
+            assert!(*beat >= start + HEARTBEAT && *last_resort >= *beat + LAST_RESORT / 2);
+            Poll::Ready(())
+        }));
     }
 
     #[test]

@@ -122,7 +122,8 @@ async fn stress(target: &Target, args: &StressArgs, dir: &Path) -> Result<Outcom
             appends_per_s: per_second(end - last_end, started.elapsed()),
             cores: cpu_time().saturating_sub(cpu).as_secs_f64() / started.elapsed().as_secs_f64(),
             longest: pauses.take_longest(),
-            resident_bytes: resident_bytes()?,
+            resident_bytes: resident_bytes()?.saturating_sub(witness::noted_bytes()),
+            noted_bytes: witness::noted_bytes(),
             descriptors: descriptors()?,
         };
         last_end = end;
@@ -268,7 +269,9 @@ struct Sample {
     /// CPU time of the whole process, in cores.
     cores: f64,
     longest: Duration,
+    /// Without what was noted.
     resident_bytes: u64,
+    noted_bytes: u64,
     descriptors: usize,
 }
 
@@ -276,11 +279,12 @@ impl std::fmt::Display for Sample {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{:>9} appends/s  CPU {:>5.1} %  longest {:>6.1} ms  resident {:>9}  {} descriptors",
+            "{:>9} appends/s  CPU {:>5.1} %  longest {:>6.1} ms  resident {:>9} and {} of notes  {} descriptors",
             grouped(self.appends_per_s),
             self.cores * 100.0,
             self.longest.as_secs_f64() * 1e3,
             size(self.resident_bytes),
+            size(self.noted_bytes),
             self.descriptors,
         )
     }
@@ -298,7 +302,7 @@ fn summarise(out: &mut Output, samples: &[Sample]) -> Result<(), Failure> {
     let resident = |part: &[Sample]| part.iter().map(|s| s.resident_bytes).max().unwrap_or(0);
     let all = || samples.iter().map(|s| s.descriptors);
     out.line(format_args!(
-        "resident at most {} in the second quarter, {} in the last; {} to {} descriptors",
+        "resident at most {} in the second quarter, {} in the last, without notes; {} to {} descriptors",
         ByteSize(resident(early)),
         ByteSize(resident(late)),
         all().min().unwrap_or(0),

@@ -33,6 +33,23 @@ const CORE_INTERVAL: Duration = Duration::from_micros(500);
 /// Memory for what was slow is bounded; what comes later is counted at most.
 const SPANS_MAX: usize = 1 << 20;
 
+/// How much memory what was noted takes, in bytes.
+static NOTED_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// Memory of this process that belongs to its measurements rather than to the store, in bytes: it grows
+/// with every moment in which something was slow.
+pub(super) fn noted_bytes() -> u64 {
+    NOTED_BYTES.load(Ordering::Relaxed)
+}
+
+/// Notes something, unless there is too much already.
+fn keep<T>(notes: &mut Vec<T>, what: T) {
+    if notes.len() < SPANS_MAX {
+        notes.push(what);
+        NOTED_BYTES.fetch_add(size_of::<T>() as u64, Ordering::Relaxed);
+    }
+}
+
 /// Appends that took long.
 #[derive(Debug, Default)]
 pub(super) struct Pauses {
@@ -69,10 +86,10 @@ impl Pauses {
 }
 
 fn push(spans: &Mutex<Vec<Span>>, span: Span) {
-    let mut spans = spans.lock().unwrap_or_else(PoisonError::into_inner);
-    if spans.len() < SPANS_MAX {
-        spans.push(span);
-    }
+    keep(
+        &mut spans.lock().unwrap_or_else(PoisonError::into_inner),
+        span,
+    );
 }
 
 /// Times the store's durable writes, which are what its appends wait for, and notes what it does
@@ -103,9 +120,7 @@ impl Layer for StoreTimes {
             "write_durable" | "read_at" | "spawn" | "yield_now"
         ) {
             let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-            if others.len() < SPANS_MAX {
-                others.push((Instant::now(), operation));
-            }
+            keep(&mut others, (Instant::now(), operation));
         }
     }
 
@@ -350,9 +365,9 @@ fn hands_over(syscall: &str) -> bool {
 
 /// Takes note of what took so long, if that was over `min`.
 fn note(slow: &mut Vec<Span>, min: Duration, from: Instant, took: Duration) {
-    if took > min && slow.len() < SPANS_MAX {
+    if took > min {
         let to = from + took;
-        slow.push(Span { from, to });
+        keep(slow, Span { from, to });
     }
 }
 

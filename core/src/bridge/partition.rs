@@ -408,6 +408,17 @@ impl Partition {
 
     /// Recovers the partition after [`Error::PartitionFailed`]; other partitions are not touched.
     /// On a healthy partition it only returns the last report.
+    ///
+    /// A log that lacks what this process has acknowledged is refused with [`Error::Corrupt`] under
+    /// every policy, and nothing is changed; [`OnCorruption::CutTail`](crate::OnCorruption::CutTail)
+    /// counts as [`Salvage`](crate::OnCorruption::Salvage) here. From the first attempt on, records
+    /// are read from memory at most until one succeeds. Opening the store again knows only what is on
+    /// the disk, and may take a lost end for one that was never written: copy the partition's files
+    /// before.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], [`Error::Fenced`], [`Error::Io`]: as for opening a store. The partition stays
+    /// failed, and the call may be repeated.
     pub async fn reopen(&self) -> Result<PartitionReport> {
         self.change(Change::Reopen).await
     }

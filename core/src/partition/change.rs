@@ -18,7 +18,7 @@ use crate::format::{Batch, Control, ControlReason, SEGMENT_HEADER_LEN};
 use crate::io::{IoBackend, IoFile};
 use crate::offset::Offsets;
 use crate::recovery::{
-    NextHeader, PartitionReport, RecoveredLog, RecoveryContext, TailCase, recover_partition,
+    Known, NextHeader, PartitionReport, RecoveredLog, RecoveryContext, TailCase, recover_partition,
 };
 use crate::segment::{ActiveSegment, Segment, SpareFile, prepare_spare};
 
@@ -224,7 +224,7 @@ impl<B: IoBackend> Partition<B> {
 
     /// Recovers a failed partition in place.
     async fn reopen(self: &Rc<Self>) -> Result<PartitionReport> {
-        let durable = {
+        let known = {
             let mut state = self.state.borrow_mut();
             if !matches!(state.mode, Mode::Failed(_)) {
                 return Ok(state.recovery.clone());
@@ -234,9 +234,11 @@ impl<B: IoBackend> Partition<B> {
             state.active = None;
             state.spares.clear();
             state.retired.clear();
-            let durable = state.offsets.durable();
-            // A truncation that failed half-way may have happened.
-            state.truncating.map_or(durable, |to| durable.min(to))
+            Known {
+                durable: state.offsets.durable(),
+                truncating: state.truncating,
+                log_start: state.offsets.log_start(),
+            }
         };
         while self.state.borrow().preparing {
             self.spare_ready.notified().await;
@@ -245,7 +247,7 @@ impl<B: IoBackend> Partition<B> {
         self.name_work.none(self.shard.backend.as_ref()).await;
         let _by_name = self.start_name_work()?;
         let context = RecoveryContext {
-            durable,
+            known: Some(known),
             ..self.context.clone()
         };
         let log = recover_partition(self.shard.backend.as_ref(), &context).await?;

@@ -49,7 +49,9 @@ impl<B: IoBackend> Partition<B> {
     ///
     /// One stretch at a time is written, beyond everything placed; a group that would reach into
     /// it waits (see [`State::zeros_in_the_way`]). When appends have overtaken the zeros, the
-    /// stretch starts again ahead of them, and what lies between is written as it is.
+    /// stretch starts again ahead of them, and what lies between is written as it is. Few partitions of
+    /// a shard do so at a time: zeros must not fill the queue of the disk, or of the threads that write,
+    /// before the appends of all others. The rest tries again with its next group.
     pub(super) fn initialise_ahead(self: &Rc<Self>) {
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
@@ -58,6 +60,10 @@ impl<B: IoBackend> Partition<B> {
             return;
         };
         if !config.preinitialise || state.zeroing.is_some() || !matches!(state.mode, Mode::Open) {
+            return;
+        }
+        let under_way = self.shard.zeroing.get();
+        if under_way >= ZEROING_MAX {
             return;
         }
         let capacity = active.segment.header.capacity_bytes;
@@ -79,11 +85,12 @@ impl<B: IoBackend> Partition<B> {
             return;
         }
         state.zeroing = Some((start, end));
+        self.shard.zeroing.set(under_way + 1);
         let segment = Rc::clone(&active.segment);
         drop(borrowed);
         let this = Rc::clone(self);
+        let guard = ZeroingGuard(Rc::clone(self));
         self.shard.backend.spawn(Box::pin(async move {
-            let guard = ZeroingGuard(Rc::clone(&this));
             let backend = this.shard.backend.as_ref();
             // Nothing of the log lies there: the file goes on without zeros. What keeps its blocks
             // from being written the appends will meet themselves.
@@ -264,6 +271,9 @@ impl<B: IoBackend> Drop for PreparingGuard<B> {
     }
 }
 
+/// How many partitions of a shard are zeroed ahead of their appends at a time.
+const ZEROING_MAX: usize = 4;
+
 /// Lets groups into the stretch again, whatever ended the task that zeroed it.
 struct ZeroingGuard<B: IoBackend>(Rc<Partition<B>>);
 
@@ -272,6 +282,8 @@ impl<B: IoBackend> Drop for ZeroingGuard<B> {
         if let Ok(mut state) = self.0.state.try_borrow_mut() {
             state.zeroing = None;
         }
+        let zeroing = &self.0.shard.zeroing;
+        zeroing.set(zeroing.get().saturating_sub(1));
         self.0.wake.notify();
     }
 }

@@ -70,6 +70,8 @@ pub(crate) struct ShardContext<B: IoBackend> {
     forming: RefCell<Forming>,
     /// Partitions on this shard: they share the budget of the tail cache.
     pub(crate) partitions: std::cell::Cell<usize>,
+    /// Stretches that are being zeroed, see `Partition::initialise_ahead`.
+    zeroing: std::cell::Cell<usize>,
     /// The same, to take memory from those that are at rest when the budget is shared by more.
     pub(crate) sharers: RefCell<Vec<Weak<Partition<B>>>>,
     pub(crate) stats: crate::metrics::ShardCounters,
@@ -87,6 +89,7 @@ impl<B: IoBackend> ShardContext<B> {
             gate: ReadGate::new(read_unit_bytes, move || clock.now()),
             forming: RefCell::default(),
             partitions: std::cell::Cell::new(0),
+            zeroing: std::cell::Cell::new(0),
             sharers: RefCell::default(),
             stats: crate::metrics::ShardCounters::default(),
         }

@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use super::damage::{Damage, end_of, refuse_below_durable, scan_newest};
+use super::damage::{Damage, Known, refuse_below_durable, scan_newest};
 use super::header::NextHeader;
 use super::inventory::{Access, Found, corruption_of, take_inventory};
 use super::opening::{NewestSegment, Opening};
@@ -33,10 +33,8 @@ pub(crate) struct RecoveryContext {
     pub(crate) pool: BufPool,
     pub(crate) direct: bool,
     pub(crate) read_only: bool,
-    /// Offset up to which this process knows the log to be durable. A log that ends below it is refused
-    /// under every policy, before anything is changed: whatever is written then would make the loss
-    /// final, and give its offsets to other data.
-    pub(crate) durable: u64,
+    /// What this process knows of the log; `None` when the store is opened.
+    pub(crate) known: Option<Known>,
 }
 
 /// A log that is ready to be read and, unless it is read only, to be appended to.
@@ -114,18 +112,19 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         refuse_below_durable(context, 0)?;
         return Ok(unreadable(context, damage));
     };
-    let (segment, mut scan) = scan_newest(context, found, header, &mut damage).await?;
-    let tail_facts = TailFacts::of(&scan);
+    let tail = scan_newest(context, found, header, &mut damage).await?;
+    let tail_facts = TailFacts::of(&tail.scan);
+    let trimmed_to = tail.scan.log_start;
 
-    let (links, missing) = predecessors(&headers, newest, scan.log_start);
+    let (links, missing) = predecessors(&headers, newest, trimmed_to);
     if let Some(identity) = missing {
         let oldest = links.first().and_then(|l| headers[l.index].as_ref());
         let gap = Corruption {
             path: context.dir.clone(),
             partition,
             position: 0,
-            offset_start: scan.log_start,
-            offset_end: Some(oldest.unwrap_or(&segment.header).base_offset),
+            offset_start: trimmed_to,
+            offset_end: Some(oldest.unwrap_or(&tail.segment.header).base_offset),
             found: CorruptionKind::MissingSegment { identity },
         };
         damage.note(gap, |facts| facts.segment_missing = true);
@@ -150,7 +149,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         )));
     }
     let opening = damage.opening(context)?;
-    let case = end_of(context, &segment, &mut scan, damage.facts, opening).await?;
+    let (segment, scan, case) = tail.end(context, damage.facts, opening)?;
     refuse_below_durable(context, scan.end_offset)?;
     let oldest_readable = sealed
         .first()
@@ -158,7 +157,12 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     let log_start = if missing.is_some() {
         oldest_readable
     } else {
-        scan.log_start
+        trimmed_to
+    };
+    // What was trimmed behind a cut is not given again.
+    let log_end = match opening {
+        Opening::Cut => scan.end_offset.max(log_start),
+        _ => scan.end_offset,
     };
     let report = PartitionReport {
         partition,
@@ -166,7 +170,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         tail: Some(tail_facts),
         damage: damage.facts,
         log_start,
-        log_end: scan.end_offset,
+        log_end,
         skipped_offsets: 0,
         segments: sealed.len() + 1,
         rewritten_bytes: 0,
@@ -191,9 +195,9 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         sealed,
         active: None,
         spares: Vec::new(),
-        offsets: Offsets::new(log_start.min(scan.end_offset), scan.end_offset),
+        offsets: Offsets::new(log_start.min(log_end), log_end),
         generation: generations.max(scan.generation).saturating_add(1),
-        reserved_end: scan.reserved_end.max(scan.end_offset),
+        reserved_end: scan.reserved_end.max(log_end),
         next_number: inventory.next_number,
         next_sequence: segment.header.sequence.saturating_add(1),
         last_timestamp: scan.append_time_ms,

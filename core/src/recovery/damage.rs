@@ -30,8 +30,11 @@ impl Damage {
     /// What becomes of the partition; an error with the first damage when it is refused.
     pub(super) fn opening(&mut self, context: &RecoveryContext) -> Result<Opening> {
         let policy = match context.config.on_corruption {
-            // A store that writes nothing cannot cut.
-            OnCorruption::CutTail { .. } if context.read_only => OnCorruption::Salvage,
+            // A store that writes nothing cannot cut, and a cut is meant for what was found when the
+            // store was opened.
+            OnCorruption::CutTail { .. } if context.read_only || context.known.is_some() => {
+                OnCorruption::Salvage
+            }
             policy => policy,
         };
         let opening = self.facts.opening(policy, context.partition);
@@ -42,19 +45,45 @@ impl Damage {
     }
 }
 
-/// Refuses a log that ends at `end` and lacks what this process knows to be durable.
+/// Refuses a log that ends at `end` and lacks what this process knows to be durable: whatever is written
+/// then would make the loss final, and the offsets that a process shows do not go back.
 pub(super) fn refuse_below_durable(context: &RecoveryContext, end: u64) -> Result<()> {
-    if end >= context.durable {
+    let Some(known) = context.known.filter(|known| !known.allows_end(end)) else {
         return Ok(());
-    }
+    };
     Err(Error::corrupt(Corruption {
         path: context.dir.clone(),
         partition: context.partition,
         position: 0,
         offset_start: end,
-        offset_end: Some(context.durable),
+        offset_end: Some(known.durable),
         found: CorruptionKind::Misplaced("the log ends below its durable offset"),
     }))
+}
+
+/// What a process knows of a log that it opens again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known {
+    /// All records below are durable.
+    pub(crate) durable: u64,
+    /// A truncation to this offset failed half-way, so that it may have happened.
+    pub(crate) truncating: Option<u64>,
+    /// All records below were removed.
+    pub(crate) log_start: u64,
+}
+
+impl Known {
+    fn allows_end(&self, end: u64) -> bool {
+        end >= self.durable || self.truncating == Some(end)
+    }
+}
+
+/// The newest segment, read as far as its chain goes.
+pub(super) struct Newest<F> {
+    pub(super) segment: Rc<Segment<F>>,
+    pub(super) scan: Scan,
+    /// What lies behind a hole that proves a loss.
+    behind: Option<Result<Behind>>,
 }
 
 /// Reads the newest segment as far as its chain goes, and notes what is damaged.
@@ -63,7 +92,7 @@ pub(super) async fn scan_newest<F: IoFile>(
     found: Found<F>,
     header: SegmentHeader,
     damage: &mut Damage,
-) -> Result<(Rc<Segment<F>>, Scan)> {
+) -> Result<Newest<F>> {
     if found.len < header.capacity_bytes {
         let kind = CorruptionKind::Shortened {
             len: found.len,
@@ -77,6 +106,7 @@ pub(super) async fn scan_newest<F: IoFile>(
     let segment = Segment::new(found.file, found.path, header, base, start, None);
     let interval = context.config.index_interval_bytes;
     let mut scan = scan_segment(&segment, &context.pool, SCAN_CHUNK_BYTES, interval).await?;
+    let mut behind = None;
     if TailFacts::of(&scan).case() == TailCase::Corrupt {
         let after = scan
             .survivor
@@ -96,43 +126,58 @@ pub(super) async fn scan_newest<F: IoFile>(
             },
         };
         damage.note(hole, |facts| facts.tail_corrupt = true);
+        let found = walk_behind(&segment, &scan, &context.pool).await;
         // A trim behind the hole has let go of files: they are not missing.
-        let behind = walk_behind(&segment, &scan, &context.pool).await?;
-        scan.log_start = scan.log_start.max(behind.log_start);
+        if let Ok(behind) = &found {
+            scan.log_start = scan.log_start.max(behind.log_start);
+        }
+        behind = Some(found);
     }
-    Ok((Rc::new(segment), scan))
+    if let Some(known) = context.known {
+        scan.log_start = scan.log_start.max(known.log_start);
+    }
+    Ok(Newest {
+        segment: Rc::new(segment),
+        scan,
+        behind,
+    })
 }
 
-/// Where the log ends in its newest segment: at the end of the chain, or behind damage that is to be
-/// read around.
-pub(super) async fn end_of<F: IoFile>(
-    context: &RecoveryContext,
-    segment: &Segment<F>,
-    scan: &mut Scan,
-    damage: DamageFacts,
-    opening: Opening,
-) -> Result<TailCase> {
-    let mut case = TailFacts::of(scan).case();
-    let cut = opening == Opening::Cut && damage.of_newest();
-    if cut {
-        // Whatever the file holds behind the chain, nothing goes on in place.
-        case = TailCase::Corrupt;
-    } else if case == TailCase::Corrupt {
-        // For reading around damage: the log ends behind the last whole batch, not at the first hole.
-        let behind = walk_behind(segment, scan, &context.pool).await?;
-        scan.end_offset = behind.end_offset;
-        scan.end_position = behind.end_position;
+impl<F: IoFile> Newest<F> {
+    /// Where the log ends: at the end of the chain, or behind damage that is to be read around.
+    pub(super) fn end(
+        self,
+        context: &RecoveryContext,
+        damage: DamageFacts,
+        opening: Opening,
+    ) -> Result<(Rc<Segment<F>>, Scan, TailCase)> {
+        let Self {
+            segment,
+            mut scan,
+            behind,
+        } = self;
+        let mut case = TailFacts::of(&scan).case();
+        let cut = opening == Opening::Cut && damage.of_newest();
+        if cut {
+            // Whatever the file holds behind the chain, nothing goes on in place.
+            case = TailCase::Corrupt;
+        }
+        if let Some(behind) = behind.filter(|_| !cut) {
+            // The last whole batch, not the first hole. There is no index of what is in between.
+            let behind = behind?;
+            scan.end_offset = behind.end_offset;
+            scan.end_position = behind.end_position;
+        } else {
+            let interval = context.config.index_interval_bytes;
+            segment.set_index(std::mem::replace(
+                &mut scan.index,
+                SparseIndex::new(interval),
+            ));
+        }
+        segment.end_offset.set(scan.end_offset);
+        segment.end_position.set(scan.end_position);
+        Ok((segment, scan, case))
     }
-    if cut || case != TailCase::Corrupt {
-        let interval = context.config.index_interval_bytes;
-        segment.set_index(std::mem::replace(
-            &mut scan.index,
-            SparseIndex::new(interval),
-        ));
-    }
-    segment.end_offset.set(scan.end_offset);
-    segment.end_position.set(scan.end_position);
-    Ok(case)
 }
 
 /// What the whole batches behind a hole say.

@@ -21,6 +21,7 @@ mod plan;
 mod report;
 
 pub(crate) use apply::{RecoveredLog, RecoveryContext, recover_partition};
+pub(crate) use damage::Known;
 pub(crate) use header::NextHeader;
 pub(crate) use inventory::fence;
 pub use opening::{DamageFacts, NewestSegment, Opening};

@@ -24,7 +24,7 @@ impl<B: IoBackend> Shard<B> {
             pool: self.pool.clone(),
             direct: self.state.borrow().direct,
             read_only: self.read_only,
-            durable: 0,
+            known: None,
         }
     }
 
