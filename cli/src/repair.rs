@@ -222,12 +222,16 @@ impl Cut {
     fn tell(&self, out: &mut Output, store: &Path, backup: &Backup) -> Result<(), Failure> {
         out.line(format_args!("partition {}: damaged", self.partition))?;
         out.line(format_args!("  first damage: {}", place(&self.damage)))?;
-        out.line(format_args!(
-            "  the cut:      offsets [{}, {}) go, with {} that can still be read",
-            self.at,
-            self.log_end,
-            counted(self.readable_behind, "record"),
-        ))?;
+        if self.at < self.log_end {
+            out.line(format_args!(
+                "  the cut:      offsets [{}, {}) go, with {} that can still be read",
+                self.at,
+                self.log_end,
+                counted(self.readable_behind, "record"),
+            ))?;
+        } else {
+            out.line("  the cut:      no record goes: what is damaged was trimmed before")?;
+        }
         if self.readable_behind > 0 {
             out.line(format_args!(
                 "  to save them: {}",
@@ -285,7 +289,15 @@ impl Cut {
             ))),
             cut => {
                 cut?;
-                closed
+                closed?;
+                if end < self.at {
+                    return Err(Failure::Other(format!(
+                        "partition {partition}: the log ends at {end}, not at {} as said; the copy \
+                         has the files as they were",
+                        self.at
+                    )));
+                }
+                Ok(())
             }
         }
     }

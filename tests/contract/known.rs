@@ -8,7 +8,7 @@ use alluvium::backends::sim::Sim;
 use alluvium::format::{SegmentHeader, SegmentKind};
 use alluvium::{
     DamageFacts, Error, OnCorruption, Partition, PartitionReport, RecoveryReport, Store,
-    StoreConfig,
+    StoreConfig, TailCase,
 };
 use alluvium_testkit::logs::{batch, close, fill, value, verify};
 
@@ -17,14 +17,20 @@ use crate::machine::{DIR, EIO, at_rest, machine, snapshot, try_open};
 const CUT: OnCorruption = OnCorruption::CutTail { partition: 1 };
 const POLICIES: [OnCorruption; 3] = [OnCorruption::Refuse, OnCorruption::Salvage, CUT];
 
-/// The segment of partition 1 with the highest sequence.
-fn newest_segment(sim: &Sim) -> PathBuf {
+/// The segments of partition 1, with their sequence, oldest first.
+fn log_segments(sim: &Sim) -> Vec<(u64, PathBuf)> {
     let files = snapshot(sim).into_iter().filter_map(|(path, content)| {
         let header = SegmentHeader::decode(&content).ok()?;
         let of_the_log = header.kind == SegmentKind::Log && header.partition == 1;
         of_the_log.then_some((header.sequence, path))
     });
-    files.max().unwrap().1
+    let mut files: Vec<_> = files.collect();
+    files.sort();
+    files
+}
+
+fn newest_segment(sim: &Sim) -> PathBuf {
+    log_segments(sim).pop().unwrap().1
 }
 
 /// Where the value at `offset` stands in a file.
@@ -153,29 +159,45 @@ fn a_log_without_any_segment_is_not_reopened_as_an_empty_one() {
     }
 }
 
-/// The trim's control batch is lost together with what the failed append wrote.
+/// The device has lost the trim's control batch; the files that it freed are gone.
 #[test]
 fn an_acknowledged_trim_is_not_undone_by_a_reopening() {
-    let sim = machine(6);
-    sim.block_on(async {
-        let store = try_open(&sim, |_| {}).await.unwrap().0;
-        let p = store.create_partition(1).await.unwrap();
-        fill(&p, 10, 1).await;
-        let path = newest_segment(&sim);
-        let untrimmed = sim.read_file(&path).unwrap();
-        p.trim_before(7).await.unwrap();
-        fail(&sim, &store, &p).await;
-        sim.write_file(&path, &untrimmed).unwrap();
-        p.reopen().await.unwrap();
-        assert_eq!(p.offsets().log_start(), 7);
-        let end = p.offsets().log_end();
-        verify(&p, 7, end).await;
-        close(&store).await;
-        let (store, _) = try_open(&sim, |_| {}).await.unwrap();
-        let p = store.partition(1).await.unwrap();
-        assert_eq!(p.offsets().log_start(), 7, "the reopening made it durable");
-        close(&store).await;
-    });
+    for sealed_before in [false, true] {
+        let sim = machine(6);
+        sim.block_on(async {
+            let set = |c: &mut StoreConfig| c.spare_segments_max = 0;
+            let (store, _) = try_open(&sim, set).await.unwrap();
+            let p = store.create_partition(1).await.unwrap();
+            fill(&p, 400, 1).await;
+            if sealed_before {
+                // Longer than a partition goes without a seal.
+                sim.sleep(Duration::from_secs(60)).await;
+            }
+            let path = newest_segment(&sim);
+            let untrimmed = sim.read_file(&path).unwrap();
+            let oldest = log_segments(&sim).remove(0);
+            p.trim_before(300).await.unwrap();
+            sim.sleep(Duration::from_secs(1)).await;
+            at_rest(&sim, &store).await;
+            assert!(!log_segments(&sim).contains(&oldest), "files went");
+            fail(&sim, &store, &p).await;
+            sim.write_file(&path, &untrimmed).unwrap();
+            let report = p.reopen().await.unwrap();
+            assert_eq!(report.case == TailCase::Clean, sealed_before, "{report}");
+            assert_eq!(p.offsets().log_start(), 300);
+            let end = p.offsets().log_end();
+            verify(&p, 300, end).await;
+            fill(&p, 3, 1).await;
+            // It is on the disk again, whatever comes.
+            sim.power_loss();
+            drop((p, store));
+            let (store, report) = try_open(&sim, set).await.unwrap();
+            assert_eq!(report_of(&report).log_start, 300);
+            let p = store.partition(1).await.unwrap();
+            verify(&p, 300, end + 3).await;
+            close(&store).await;
+        });
+    }
 }
 
 /// A truncation that failed may have happened or not. A log that ends in between is neither.
@@ -202,38 +224,44 @@ fn half_a_truncation_excuses_no_loss() {
         }
         at_rest(&sim, &store).await;
         // It did not happen, and the end is lost.
-        for (file, _) in snapshot(&sim) {
+        for (file, mut content) in snapshot(&sim) {
             match whole.get(&file) {
                 Some(before) => sim.write_file(&file, before).unwrap(),
-                None if file.extension().is_some_and(|e| e == "seg") => {
-                    sim.corrupt(&file, 0..4096).unwrap();
+                None => {
+                    let Ok(mut header) = SegmentHeader::decode(&content) else {
+                        continue;
+                    };
+                    header.kind = SegmentKind::Spare;
+                    content[..header.encode().len()].copy_from_slice(&header.encode());
+                    sim.write_file(&file, &content).unwrap();
                 }
-                None => {}
             }
         }
         let last = position_of(&sim, &path, 7);
         let len = whole[&path].len() as u64;
         sim.corrupt(&path, last & !511..len).unwrap();
-        let e = p.reopen().await.unwrap_err();
-        assert!(matches!(e, Error::Corrupt(_)), "{e}");
+        let Err(Error::Corrupt(c)) = p.reopen().await else {
+            panic!("the end of neither the old log nor the truncated one")
+        };
+        assert_eq!((c.offset_start, c.offset_end), (7, Some(10)), "{c}");
         end(&store).await;
     });
 }
 
-/// A closed log of 160 records that was trimmed to `start` by a control batch in its newest segment, whose
+/// A closed log of 400 records that was trimmed to `start` by a control batch in its newest segment, whose
 /// files before that are gone, with a damaged batch in front of the control batch. The newest segment,
 /// and the first record in it, which is the damaged one.
 async fn trimmed_behind_damage(sim: &Sim, start: u64) -> (PathBuf, u64) {
     let (store, _) = try_open(sim, |c| c.spare_segments_max = 0).await.unwrap();
     let p = store.create_partition(1).await.unwrap();
-    fill(&p, 160, 1).await;
+    fill(&p, 400, 1).await;
     p.trim_before(start).await.unwrap();
     close(&store).await;
     let path = newest_segment(sim);
     let content = sim.read_file(&path).unwrap();
     let header = SegmentHeader::decode(&content).unwrap();
-    assert!(header.log_start < 70, "the trim is not in the header");
-    assert!(header.base_offset < 159, "something stands before the trim");
+    assert!(header.log_start < 300, "the trim is not in the header");
+    assert!(header.base_offset < 399, "something stands before the trim");
     let position = position_of(sim, &path, header.base_offset);
     sim.flip_bit(&path, position, 0).unwrap();
     (path, header.base_offset)
@@ -241,7 +269,7 @@ async fn trimmed_behind_damage(sim: &Sim, start: u64) -> (PathBuf, u64) {
 
 #[test]
 fn what_was_trimmed_behind_the_damage_is_not_missing() {
-    for (on_corruption, start) in POLICIES.into_iter().flat_map(|p| [(p, 70), (p, 160)]) {
+    for (on_corruption, start) in POLICIES.into_iter().flat_map(|p| [(p, 300), (p, 400)]) {
         let sim = machine(4);
         sim.block_on(async {
             let (path, damaged) = trimmed_behind_damage(&sim, start).await;
@@ -274,9 +302,9 @@ fn what_was_trimmed_behind_the_damage_is_not_missing() {
                 verify(&p, start, end + 3).await;
                 close(&store).await;
             } else {
-                assert_eq!(p.offsets().log_end(), 160);
+                assert_eq!(p.offsets().log_end(), 400);
                 assert_eq!(read_from(&p, start).await, end);
-                p.append(batch(160, 1)).await.unwrap_err();
+                p.append(batch(400, 1)).await.unwrap_err();
                 close(&store).await;
             }
         });

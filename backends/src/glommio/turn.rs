@@ -252,7 +252,7 @@ mod tests {
 
     /// Should the turn that the beat begins be lost, there is another timer.
     #[test]
-    fn one_timer_always_outlives_the_beat() {
+    fn another_timer_outlives_the_beat() {
         let Ok(executor) = GlommioFactory::new().build() else {
             return;
         };

@@ -29,8 +29,8 @@ impl<B: IoBackend> Partition<B> {
         state.preparing = true;
         drop(state);
         let this = Rc::clone(self);
+        let guard = PreparingGuard(Rc::clone(self));
         self.shard.backend.spawn(Box::pin(async move {
-            let guard = PreparingGuard(Rc::clone(&this));
             let result = this
                 .make_spare(this.context.config.initialise_first_bytes())
                 .await;

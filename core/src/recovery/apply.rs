@@ -114,9 +114,12 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     };
     let tail = scan_newest(context, found, header, &mut damage).await?;
     let tail_facts = TailFacts::of(&tail.scan);
-    let trimmed_to = tail.scan.log_start;
-
-    let (links, missing) = predecessors(&headers, newest, trimmed_to);
+    // A trim that the disk has lost lets go of no file before the disk knows of it again; what is not there
+    // any more is not missing.
+    let on_disk = tail.scan.log_start;
+    let trimmed_to = on_disk.max(context.known.map_or(0, |known| known.log_start));
+    let (links, missing) = predecessors(&headers, newest, on_disk);
+    let missing = missing.filter(|_| predecessors(&headers, newest, trimmed_to).1.is_some());
     if let Some(identity) = missing {
         let oldest = links.first().and_then(|l| headers[l.index].as_ref());
         let gap = Corruption {
@@ -326,7 +329,10 @@ async fn make_writable<B: IoBackend>(
     let same_alignment = segment.file.alignment() <= segment.header.alignment;
     // Offsets may have been shown beyond the end: the log goes on behind them.
     let nothing_skipped = scan.reserved_end <= scan.end_offset;
-    if case == TailCase::Clean && same_alignment && nothing_skipped {
+    // Else a new header says how far the log was trimmed.
+    let trims_on_disk = log.offsets.log_start() <= scan.log_start;
+    let in_place = same_alignment && nothing_skipped && trims_on_disk;
+    if case == TailCase::Clean && in_place {
         let headroom = config.control_headroom_bytes(segment.header.alignment);
         let (position, sequence) = (scan.end_position, scan.next_sequence);
         log.active = Some(ActiveSegment::new(

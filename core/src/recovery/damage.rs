@@ -10,7 +10,7 @@ use crate::config::OnCorruption;
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{BatchKind, Control, SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::io::{BufPool, IoFile};
-use crate::segment::{Cursor, Scan, Segment, SparseIndex, Stop, scan_segment};
+use crate::segment::{Cursor, ReadError, Scan, Segment, SparseIndex, Stop, scan_segment};
 
 /// What is damaged, and where.
 #[derive(Debug, Default)]
@@ -29,12 +29,11 @@ impl Damage {
 
     /// What becomes of the partition; an error with the first damage when it is refused.
     pub(super) fn opening(&mut self, context: &RecoveryContext) -> Result<Opening> {
+        // A store that writes nothing cannot cut, and a cut is meant for what was found when the store was
+        // opened.
+        let never_cut = context.read_only || (context.known.is_some() && self.facts.of_newest());
         let policy = match context.config.on_corruption {
-            // A store that writes nothing cannot cut, and a cut is meant for what was found when the
-            // store was opened.
-            OnCorruption::CutTail { .. } if context.read_only || context.known.is_some() => {
-                OnCorruption::Salvage
-            }
+            OnCorruption::CutTail { .. } if never_cut => OnCorruption::Salvage,
             policy => policy,
         };
         let opening = self.facts.opening(policy, context.partition);
@@ -131,10 +130,8 @@ pub(super) async fn scan_newest<F: IoFile>(
         if let Ok(behind) = &found {
             scan.log_start = scan.log_start.max(behind.log_start);
         }
+        // What cannot be read is an error only when the damage does not refuse the partition.
         behind = Some(found);
-    }
-    if let Some(known) = context.known {
-        scan.log_start = scan.log_start.max(known.log_start);
     }
     Ok(Newest {
         segment: Rc::new(segment),
@@ -162,9 +159,10 @@ impl<F: IoFile> Newest<F> {
             // Whatever the file holds behind the chain, nothing goes on in place.
             case = TailCase::Corrupt;
         }
+        // Also for a cut: a trim that was not seen would be undone by it.
+        let behind = behind.transpose()?;
         if let Some(behind) = behind.filter(|_| !cut) {
             // The last whole batch, not the first hole. There is no index of what is in between.
-            let behind = behind?;
             scan.end_offset = behind.end_offset;
             scan.end_position = behind.end_position;
         } else {
@@ -213,7 +211,8 @@ async fn walk_behind<F: IoFile>(
                 position = cursor.position_after(batch.header(), position);
                 behind.end_position = position;
             }
-            Err(_) => match cursor.resynchronise(position, capacity).await? {
+            Err(ReadError::Io(e)) => return Err(Error::io("read", &segment.path, e)),
+            Err(ReadError::Format(_)) => match cursor.resynchronise(position, capacity).await? {
                 Some((next, _)) => position = next,
                 None => break,
             },
