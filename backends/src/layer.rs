@@ -181,6 +181,10 @@ impl<B: IoBackend, L: Layer> IoBackend for LayeredBackend<B, L> {
         self.backend.arena()
     }
 
+    fn background_writes_max(&self) -> usize {
+        self.backend.background_writes_max()
+    }
+
     async fn open(&self, path: &Path, options: OpenOptions) -> io::Result<Self::File> {
         self.layer.before("open", path);
         let file = self.backend.open(path, options).await?;

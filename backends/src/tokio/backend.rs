@@ -22,14 +22,16 @@ use crate::posix::{self, PosixFile};
 /// tokio on a shard's thread; made by [`TokioFactory`].
 pub struct TokioBackend {
     names: Names,
+    blocking_threads_max: usize,
     /// Its methods use the runtime of the thread that it was made on.
     stays_here: PhantomData<Rc<()>>,
 }
 
 impl TokioBackend {
-    pub(super) fn new(names: Names) -> Self {
+    pub(super) fn new(names: Names, blocking_threads_max: usize) -> Self {
         Self {
             names,
+            blocking_threads_max,
             stays_here: PhantomData,
         }
     }
@@ -51,6 +53,11 @@ impl IoBackend for TokioBackend {
             durable_write: "RWF_DSYNC (pwritev2)",
             direct_io: true,
         }
+    }
+
+    fn background_writes_max(&self) -> usize {
+        // The first appends to 1,000 partitions waited a second for their zeros without a bound.
+        (self.blocking_threads_max / 8).max(1)
     }
 
     async fn open(&self, path: &Path, options: OpenOptions) -> io::Result<TokioFile> {

@@ -18,7 +18,6 @@ use alluvium_core::io::{BackendFactory, ShardMain, ShardSpec};
 use tokio::runtime;
 use tokio::task::LocalSet;
 
-use crate::names::Names;
 use crate::{posix, shard};
 
 pub use backend::TokioBackend;
@@ -97,14 +96,17 @@ impl BackendFactory for TokioFactory {
                 .build()?;
             Ok((runtime, names))
         };
-        shard::start(spec, build, |(runtime, names)| run(&runtime, names, main))
+        shard::start(spec, build, move |(runtime, names)| {
+            let backend = TokioBackend::new(names, threads);
+            run(&runtime, backend, main);
+        })
     }
 }
 
 /// Runs `main` to its end. What is left is dropped in this order, also when `main` panics: the
 /// future of `main`, the tasks, the runtime, which waits for the system calls under way.
-fn run(runtime: &runtime::Runtime, names: Names, main: ShardMain<TokioBackend>) {
+fn run(runtime: &runtime::Runtime, backend: TokioBackend, main: ShardMain<TokioBackend>) {
     let tasks = LocalSet::new();
-    let backend = Rc::new(TokioBackend::new(names));
+    let backend = Rc::new(backend);
     tasks.block_on(runtime, async move { main(backend).await });
 }

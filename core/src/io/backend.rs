@@ -187,6 +187,13 @@ pub trait IoBackend: 'static {
         None
     }
 
+    /// How many writes that nobody waits for may be under way at a time. The default, no bound, is for
+    /// those that hand any number to the kernel: the disk shares its time then. Where a write holds a
+    /// thread, too many of them keep the threads from those that somebody waits for.
+    fn background_writes_max(&self) -> usize {
+        usize::MAX
+    }
+
     /// Opens a regular file. `ENOENT`, `EEXIST`, `EACCES`, `EISDIR`, `ELOOP` and the like are
     /// returned as the kernel gives them. Something that is not a regular file is `EINVAL` or the
     /// kernel's own error.

@@ -49,9 +49,10 @@ impl<B: IoBackend> Partition<B> {
     ///
     /// One stretch at a time is written, beyond everything placed; a group that would reach into
     /// it waits (see [`State::zeros_in_the_way`]). When appends have overtaken the zeros, the
-    /// stretch starts again ahead of them, and what lies between is written as it is. Few partitions of
-    /// a shard do so at a time: zeros must not fill the queue of the disk, or of the threads that write,
-    /// before the appends of all others. The rest tries again with its next group.
+    /// stretch starts again ahead of them, and what lies between is written as it is. No more
+    /// partitions of a shard do so at a time than the backend
+    /// [has room for](crate::io::IoBackend::background_writes_max); the rest tries again with its next
+    /// group.
     pub(super) fn initialise_ahead(self: &Rc<Self>) {
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
@@ -63,7 +64,7 @@ impl<B: IoBackend> Partition<B> {
             return;
         }
         let under_way = self.shard.zeroing.get();
-        if under_way >= ZEROING_MAX {
+        if under_way >= self.shard.backend.background_writes_max() {
             return;
         }
         let capacity = active.segment.header.capacity_bytes;
@@ -270,9 +271,6 @@ impl<B: IoBackend> Drop for PreparingGuard<B> {
         self.0.spare_ready.notify();
     }
 }
-
-/// How many partitions of a shard are zeroed ahead of their appends at a time.
-const ZEROING_MAX: usize = 4;
 
 /// Lets groups into the stretch again, whatever ended the task that zeroed it.
 struct ZeroingGuard<B: IoBackend>(Rc<Partition<B>>);
