@@ -230,7 +230,7 @@ impl Cut {
                 counted(self.readable_behind, "record"),
             ))?;
         } else {
-            out.line("  the cut:      no record goes: what is damaged was trimmed before")?;
+            out.line("  the cut:      nothing goes that can still be read")?;
         }
         if self.readable_behind > 0 {
             out.line(format_args!(

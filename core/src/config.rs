@@ -32,7 +32,8 @@ pub enum OnCorruption {
     /// the offsets from there on are given again. Older segments that are too short are let pass:
     /// truncate in front of what is missing. Damage of another kind, and that of other partitions,
     /// is treated as by [`Salvage`](Self::Salvage), and so is a store that is read only and a partition
-    /// that is [reopened](crate::Partition::reopen). Copy the partition's files first.
+    /// that is [reopened](crate::Partition::reopen). Copy the partition's files first. A sector behind the damage that
+    /// cannot be read is an error: copy the file to a sound disk, with zeros there.
     CutTail {
         /// The only partition that may be cut.
         partition: u64,

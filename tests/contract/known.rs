@@ -225,16 +225,12 @@ fn half_a_truncation_excuses_no_loss() {
         at_rest(&sim, &store).await;
         // It did not happen, and the end is lost.
         for (file, mut content) in snapshot(&sim) {
-            match whole.get(&file) {
-                Some(before) => sim.write_file(&file, before).unwrap(),
-                None => {
-                    let Ok(mut header) = SegmentHeader::decode(&content) else {
-                        continue;
-                    };
-                    header.kind = SegmentKind::Spare;
-                    content[..header.encode().len()].copy_from_slice(&header.encode());
-                    sim.write_file(&file, &content).unwrap();
-                }
+            if let Some(before) = whole.get(&file) {
+                sim.write_file(&file, before).unwrap();
+            } else if let Ok(mut header) = SegmentHeader::decode(&content) {
+                header.kind = SegmentKind::Spare;
+                content[..header.encode().len()].copy_from_slice(&header.encode());
+                sim.write_file(&file, &content).unwrap();
             }
         }
         let last = position_of(&sim, &path, 7);

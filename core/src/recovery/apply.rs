@@ -137,7 +137,8 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         let Some((found, header)) = files[link.index].take().zip(headers[link.index]) else {
             continue;
         };
-        if found.len < link.end_position {
+        let needed = link.end_offset > trimmed_to;
+        if needed && found.len < link.end_position {
             let kind = CorruptionKind::Shortened {
                 len: found.len,
                 needed: link.end_position,
