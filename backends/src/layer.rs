@@ -98,6 +98,11 @@ pub trait Layer: Clone + Send + Sync + 'static {
         file.allocate(len).await
     }
 
+    /// In place of [`IoBackend::background_writes_max`].
+    fn background_writes_max<B: IoBackend>(&self, backend: &B) -> usize {
+        backend.background_writes_max()
+    }
+
     /// In place of [`IoBackend::finish_calls`].
     fn finish_calls<B: IoBackend>(&self, backend: &B) -> bool {
         backend.finish_calls()
@@ -182,7 +187,7 @@ impl<B: IoBackend, L: Layer> IoBackend for LayeredBackend<B, L> {
     }
 
     fn background_writes_max(&self) -> usize {
-        self.backend.background_writes_max()
+        self.layer.background_writes_max(&*self.backend)
     }
 
     async fn open(&self, path: &Path, options: OpenOptions) -> io::Result<Self::File> {

@@ -7,6 +7,7 @@
 )]
 
 mod acknowledgement;
+mod background;
 mod cancellation;
 mod cancellation_real;
 mod changes;

@@ -1,0 +1,110 @@
+//! What is written beside the appends leaves room for them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use alluvium::Store;
+use alluvium::backends::layer::{Layer, Layered};
+use alluvium::io::IoBackend;
+use alluvium_testkit::logs::{batch, close, small};
+use futures_util::future::join_all;
+
+use crate::machine::{DIR, machine};
+
+/// Counts the writes that are not durable ones (where every append is durable: the zeros ahead of the
+/// appends), on a backend that has room for so many.
+#[derive(Clone)]
+struct Zeros {
+    room: usize,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    under_way: AtomicUsize,
+    most: AtomicUsize,
+    done: AtomicUsize,
+}
+
+impl Layer for Zeros {
+    fn before(&self, operation: &'static str, _: &Path) {
+        if operation == "write_at" {
+            let under_way = self.counts.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+            self.counts.most.fetch_max(under_way, Ordering::SeqCst);
+        }
+    }
+
+    fn after(&self, operation: &'static str, _: &Path, _: Duration) {
+        if operation == "write_at" {
+            self.counts.under_way.fetch_sub(1, Ordering::SeqCst);
+            self.counts.done.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn background_writes_max<B: IoBackend>(&self, _: &B) -> usize {
+        self.room
+    }
+}
+
+const PARTITIONS: u64 = 12;
+
+/// Appends to every partition at once, some times over: the most zeroing writes that were under way
+/// at a time, and how many there were.
+fn zeros_under_way(room: usize) -> (usize, usize) {
+    let sim = machine(11);
+    sim.block_on(async {
+        let counts = Arc::new(Counts::default());
+        let layer = Zeros {
+            room,
+            counts: Arc::clone(&counts),
+        };
+        let builder = Store::builder(DIR).configure(small).configure(|c| {
+            c.preinitialise = true;
+            c.segment_bytes = 4 << 20;
+            c.initialise_ahead_bytes = 128 << 10;
+            c.spare_segments_max = 0;
+        });
+        let backend = Layered::new(sim.new_process(), layer);
+        let (store, _) = builder.backend(backend).open().await.unwrap();
+        let mut logs = Vec::new();
+        for id in 0..PARTITIONS {
+            logs.push(store.create_partition(id).await.unwrap());
+        }
+        // The files of new partitions begin with zeros; these are not what is counted.
+        counts.most.store(0, Ordering::SeqCst);
+        counts.done.store(0, Ordering::SeqCst);
+        for round in 0..PARTITIONS {
+            let appends = logs.iter().map(|p| p.append(batch(round, 1)));
+            for appended in join_all(appends).await {
+                appended.unwrap();
+            }
+            sim.sleep(Duration::from_millis(200)).await;
+        }
+        close(&store).await;
+        let most = counts.most.load(Ordering::SeqCst);
+        (most, counts.done.load(Ordering::SeqCst))
+    })
+}
+
+/// Zeros of one partition must not hold what the appends of others need: a backend says for how many
+/// it has room. Those that found none have theirs with a later append.
+#[test]
+fn zeros_ahead_take_no_more_than_the_backend_has_room_for() {
+    let partitions = usize::try_from(PARTITIONS).unwrap();
+    let (most, without_bound) = zeros_under_way(usize::MAX);
+    assert_eq!(
+        most, partitions,
+        "without a bound all are under way at once"
+    );
+    assert!(without_bound >= partitions);
+    for room in [1, 3] {
+        let (most, zeroed) = zeros_under_way(room);
+        assert_eq!(most, room);
+        assert_eq!(
+            zeroed, without_bound,
+            "each partition has its zeros, room {room}"
+        );
+    }
+}
