@@ -13,7 +13,7 @@ use crate::args::RepairArgs;
 use crate::backup::Backup;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, command, counted, size};
-use crate::survey::{Survey, survey};
+use crate::survey::{Survey, survey, total};
 use crate::target::{NamedStore, close};
 use crate::verify::place;
 
@@ -171,20 +171,27 @@ fn judge(survey: &Survey) -> Verdict {
     // A short file is told by the place at which its batches end, if any are missing.
     let walked = survey.damage.iter().filter(|d| !too_short(d));
     let costs_records = |d: &&Corruption| {
-        Some(&d.path) == newest
-            || d.offset_end
-                .is_none_or(|end| end > d.offset_start.max(log_start))
+        d.offset_end
+            .is_none_or(|end| end > d.offset_start.max(log_start))
     };
+    // Without a record of its own behind the header, too, it keeps the partition from being written.
+    let of_newest = |d: &Corruption| Some(&d.path) == newest;
+    let of_its_tail = |d: &&Corruption| of_newest(d) && d.position > 0;
     let first = walked
         .clone()
-        .filter(costs_records)
+        .filter(|d| costs_records(d) || of_its_tail(d))
         .min_by_key(|d| (d.offset_start, d.position));
     match (first, survey.damage.first()) {
         (Some(first), _) => plan(survey, first, first.offset_start.max(log_start)),
         (None, None) => Verdict::Sound,
-        (None, Some(short)) if too_short(short) && Some(&short.path) == newest => {
+        (None, Some(short)) if too_short(short) && of_newest(short) => {
             plan(survey, short, survey.info.offsets.log_end())
         }
+        (None, Some(damage)) if of_newest(damage) => Verdict::Beyond {
+            damage: damage.clone(),
+            why: "the other copy of the header is sound and no record is lost; opening the store for \
+                  writing makes both whole",
+        },
         (None, Some(damage)) => Verdict::Beyond {
             damage: damage.clone(),
             why: "no record is lost here, and readers pass over it; a cut would cost the readable \
@@ -213,7 +220,7 @@ fn plan(survey: &Survey, damage: &Corruption, at: u64) -> Verdict {
         log_end: survey.info.offsets.log_end(),
         readable_behind: touched.iter().map(behind).sum(),
         files: touched.iter().map(|s| s.path.clone()).collect(),
-        files_bytes: touched.iter().map(|s| s.header.capacity_bytes).sum(),
+        files_bytes: total(touched.iter().map(|s| s.header.capacity_bytes)),
         segment_bytes: touched.last().map_or(64 << 20, |s| s.header.capacity_bytes),
     })
 }

@@ -63,6 +63,11 @@ pub(crate) async fn partitions(
     }
 }
 
+/// The sum of numbers that a forged header may have made as large as they get.
+pub(crate) fn total(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
+}
+
 /// Looks through the partitions of a store one after the other.
 pub(crate) async fn survey(
     store: &Store,
@@ -70,7 +75,7 @@ pub(crate) async fn survey(
     detail: InspectDetail,
 ) -> Result<Vec<Survey>, Failure> {
     let infos = partitions(store, only).await?;
-    let bar = progress(Some(infos.iter().map(|p| p.used_bytes).sum()));
+    let bar = progress(Some(total(infos.iter().map(|p| p.used_bytes))));
     let mut surveys = Vec::with_capacity(infos.len());
     for info in infos {
         surveys.push(survey_partition(store, info, detail, &bar).await?);

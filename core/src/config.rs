@@ -25,7 +25,9 @@ pub enum OnCorruption {
     /// others may have been recovered before.
     #[default]
     Refuse,
-    /// Open the damaged partitions read only; the rest opens as usual.
+    /// Open the damaged partitions read only; the rest opens as usual. Nothing can be read of a partition
+    /// of which the disk does not give a header, or the newest segment: copy that file to a sound disk,
+    /// with zeros for what is not given.
     Salvage,
     /// Dangerous, for repair tools only: **throws acknowledged records away**. Where the newest
     /// segment of this partition is damaged, the log is cut at the damage and opened for writing;

@@ -61,6 +61,15 @@ impl fmt::Display for IoError {
 
 impl std::error::Error for IoError {}
 
+impl IoError {
+    /// Whether the medium, or what the file system keeps on it, is bad: another try gives the same.
+    pub(crate) fn is_of_the_medium(&self) -> bool {
+        // EIO, ENODATA, EBADMSG, EILSEQ, EUCLEAN and EREMOTEIO of Linux: what block devices and file
+        // systems answer.
+        matches!(self.code, Some(5 | 61 | 74 | 84 | 117 | 121))
+    }
+}
+
 /// Where stored bytes are damaged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Corruption {
@@ -94,6 +103,9 @@ pub enum CorruptionKind {
         /// Identity that a later segment names as its predecessor.
         identity: u64,
     },
+    /// The disk does not give the bytes by which a partition is opened.
+    #[error("the disk does not give its bytes: {0}")]
+    Unreadable(IoError),
     /// A file is shorter than its header or its successor says.
     #[error("the file ends at byte {len}, {needed} bytes are needed")]
     Shortened {

@@ -5,6 +5,40 @@ use alluvium_testkit::logs::{batch, close, fill, verify};
 
 use crate::machine::{machine, open, store_and_partition};
 
+/// A newest segment without a batch has only its header to tell the log's time: after a truncation, and
+/// behind a tail that a crash left.
+#[test]
+fn an_empty_newest_segment_keeps_the_logs_time() {
+    for truncated in [true, false] {
+        let sim = machine(2);
+        sim.block_on(async {
+            let (store, p) = store_and_partition(&sim).await;
+            fill(&p, 5, 1).await;
+            if truncated {
+                sim.jump_wall_clock(-HOUR_MS);
+                p.truncate_to(3).await.unwrap();
+                close(&store).await;
+            }
+        });
+        if !truncated {
+            sim.power_loss();
+            sim.jump_wall_clock(-HOUR_MS);
+            sim.block_on(async { close(&open(&sim).await).await });
+        }
+        sim.block_on(async {
+            let store = open(&sim).await;
+            let p = store.partition(1).await.unwrap();
+            fill(&p, 3, 1).await;
+            let times = times(&p).await;
+            assert!(
+                times.len() >= 6 && times.is_sorted(),
+                "{truncated}: {times:?}"
+            );
+            close(&store).await;
+        });
+    }
+}
+
 const HOUR_MS: i64 = 3_600_000;
 
 async fn times(p: &Partition) -> Vec<i64> {

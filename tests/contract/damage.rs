@@ -256,6 +256,68 @@ fn shortened_missing_and_swapped_files() {
     }
 }
 
+/// A copy of a segment under another name, older than the segment: which of the two is the log cannot
+/// be told, so nothing is written, and neither is put to another use.
+#[test]
+fn a_second_file_of_a_segment_is_refused() {
+    let sim = machine(8);
+    let append = |from: u64| {
+        sim.block_on(async {
+            let (store, _) = try_open(&sim, tiny).await.unwrap();
+            let p = store.partition_or_create(0).await.unwrap();
+            fill(&p, 5, 1).await;
+            assert_eq!(p.offsets().log_end(), from + 5);
+            close(&store).await;
+        });
+        snapshot(&sim)
+    };
+    let before = append(0);
+    let after = append(5);
+    let changed = |path: &&PathBuf| before.get(*path) != after.get(*path);
+    let is_segment = |path: &&PathBuf| path.extension().is_some_and(|e| e == "seg");
+    let newest: Vec<_> = after.keys().filter(is_segment).filter(changed).collect();
+    let [newest] = newest[..] else {
+        panic!("the log went on in place: {newest:?}");
+    };
+    let other = newest.with_file_name("00000000000000000777.seg");
+    for older_goes_by in [newest, &other] {
+        let newer_goes_by = if older_goes_by == newest {
+            &other
+        } else {
+            newest
+        };
+        let mut doubled = after.clone();
+        doubled.insert(newer_goes_by.clone(), after[newest].clone());
+        doubled.insert(older_goes_by.clone(), before[newest].clone());
+        let sim = machine_from(&doubled);
+        let e = sim.block_on(try_open(&sim, tiny)).unwrap_err();
+        check_answers(&e);
+        let path = path_of(&e).unwrap();
+        assert!(path == other || path == newest, "{e}");
+        assert!(e.to_string().contains("second file"), "{e}");
+        assert!(snapshot(&sim) == doubled, "refused, and yet changed");
+        sim.block_on(async {
+            let salvage = |c: &mut alluvium::StoreConfig| {
+                tiny(c);
+                c.on_corruption = OnCorruption::Salvage;
+            };
+            let (store, report) = try_open(&sim, salvage).await.unwrap();
+            assert!(report.partitions[0].corruption.is_some(), "{report}");
+            let p = store.partition(0).await.unwrap();
+            let e = p.append(batch(10, 1)).await.unwrap_err();
+            assert!(matches!(e, Error::ReadOnly { .. }), "{e}");
+            close(&store).await;
+        });
+        // Without the older one all is there.
+        let sim = machine_from(&after);
+        sim.block_on(async {
+            let (store, report) = try_open(&sim, tiny).await.unwrap();
+            assert_eq!(report.partitions[0].log_end, 10);
+            close(&store).await;
+        });
+    }
+}
+
 /// A note of the log to itself holds no record: that one is missing is proven by the seal behind it.
 #[test]
 fn a_damaged_note_before_a_seal_is_damage() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use alluvium::backends::sim::Latency;
 use alluvium::format::{Batch, Control, ControlReason, SegmentHeader, SegmentKind};
-use alluvium::{Ack, BlockingPool, Error, PoolError, ReadLimits, Store, Visibility};
+use alluvium::{Ack, BlockingPool, Error, OnCorruption, PoolError, ReadLimits, Store, Visibility};
 use alluvium_testkit::logs::{batch, close, fill, small};
 
 use crate::damage::{closed_store, tiny};
@@ -59,7 +59,13 @@ const CLASSES: [&str; 5] = [
 ];
 
 /// And for what may be wrong with a file.
-const CORRUPTIONS: [&str; 4] = ["Format", "Misplaced", "MissingSegment", "Shortened"];
+const CORRUPTIONS: [&str; 5] = [
+    "Format",
+    "Misplaced",
+    "MissingSegment",
+    "Shortened",
+    "Unreadable",
+];
 
 /// And for jobs of a pool.
 const POOL: [&str; 2] = ["Full", "Panicked"];
@@ -272,6 +278,26 @@ fn of_damage(seen: &mut Seen) {
         let sim = machine_from(&files);
         seen.note(&sim.block_on(try_open(&sim, tiny)).unwrap_err());
     }
+    // A bad sector is an error of the disk, and damage where that is read around.
+    let sim = machine_from(&files);
+    let open = |on_corruption: OnCorruption| {
+        sim.fail_read(sim.counters().reads + 3, EIO);
+        let opened = sim.block_on(try_open(&sim, |config| {
+            tiny(config);
+            config.on_corruption = on_corruption;
+        }));
+        sim.cancel_failures();
+        opened.map(|(_, report)| report)
+    };
+    seen.note(&open(OnCorruption::Refuse).unwrap_err());
+    let report = open(OnCorruption::Salvage).unwrap();
+    let found = report
+        .partitions
+        .iter()
+        .filter_map(|p| p.corruption.as_ref());
+    let found: Vec<_> = found.map(|c| name(&c.found)).collect();
+    assert_eq!(found.len(), 1, "{report}");
+    seen.corruptions.extend(found);
 }
 
 fn of_ends(seen: &mut Seen) {

@@ -7,12 +7,12 @@ use std::time::Duration;
 use alluvium::backends::sim::Sim;
 use alluvium::format::{SegmentHeader, SegmentKind};
 use alluvium::{
-    DamageFacts, Error, OnCorruption, Partition, PartitionReport, RecoveryReport, Store,
-    StoreConfig, TailCase,
+    CorruptionKind, DamageFacts, Error, OnCorruption, Partition, PartitionReport, RecoveryReport,
+    Store, StoreConfig, TailCase,
 };
 use alluvium_testkit::logs::{batch, close, fill, value, verify};
 
-use crate::machine::{DIR, EIO, at_rest, machine, snapshot, try_open};
+use crate::machine::{DIR, EIO, at_rest, machine, machine_from, snapshot, try_open};
 
 const CUT: OnCorruption = OnCorruption::CutTail { partition: 1 };
 const POLICIES: [OnCorruption; 3] = [OnCorruption::Refuse, OnCorruption::Salvage, CUT];
@@ -104,6 +104,62 @@ fn reopening_a_log_without_what_was_acknowledged_changes_nothing() {
             close(&store).await;
         });
     }
+}
+
+/// A cut that comes to nothing, because an operation fails or the disk is full, leaves the proof that
+/// records are missing.
+#[test]
+fn a_cut_that_is_not_made_leaves_the_proof_of_the_damage() {
+    let sim = machine(12);
+    sim.block_on(async {
+        let (store, _) = try_open(&sim, |_| {}).await.unwrap();
+        let p = store.create_partition(1).await.unwrap();
+        fill(&p, 10, 1).await;
+        close(&store).await;
+    });
+    let path = newest_segment(&sim);
+    let sound = sim.read_file(&path).unwrap();
+    let headers = log_segments(&sim);
+    let cut = position_of(&sim, &path, 6) & !511;
+    sim.write_file(&path, &sound[..usize::try_from(cut).unwrap()])
+        .unwrap();
+    let damaged = snapshot(&sim);
+    let (mut told, mut made) = (0, 0);
+    for n in 0..200 {
+        let sim = machine_from(&damaged);
+        // The first time the disk is full, then one operation after the other fails.
+        if n == 0 {
+            sim.set_capacity(0);
+        }
+        let opened = sim.block_on(async {
+            if n > 0 {
+                sim.fail_op(sim.op_count() + n, EIO);
+            }
+            let opened = try_open(&sim, |c| c.on_corruption = CUT).await;
+            sim.cancel_failures();
+            if let Ok((store, _)) = &opened {
+                close(store).await;
+            }
+            opened.is_ok()
+        });
+        sim.set_capacity(1 << 30);
+        if log_segments(&sim) != headers {
+            // Made by a newer segment.
+            made += 1;
+            if opened && n > 0 {
+                break;
+            }
+            continue;
+        }
+        let e = sim.block_on(try_open(&sim, |_| {})).unwrap_err();
+        let Error::Corrupt(corruption) = &e else {
+            panic!("operation {n}: {e}")
+        };
+        let kind = &corruption.found;
+        assert!(matches!(kind, CorruptionKind::Shortened { .. }), "{n}: {e}");
+        told += 1;
+    }
+    assert!(told > 5 && made > 0, "{told} told, {made} cut");
 }
 
 /// Here the damage shows on the disk: it is judged by the policy, but never cut.

@@ -1,11 +1,12 @@
 //! Opening a log of many segments: side by side, left by its caller at any moment, and ended by one
 //! file while others are under way.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use alluvium::backends::sim::Sim;
-use alluvium::{Error, InspectDetail, InspectRequest};
-use alluvium_testkit::logs::{close, fill, verify};
+use alluvium::{CorruptionKind, Error, InspectDetail, InspectRequest, OnCorruption};
+use alluvium_testkit::logs::{batch, close, fill, verify};
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 
@@ -100,6 +101,65 @@ fn one_read_that_fails_ends_it_and_leaves_nothing_open() {
         verify(&store.partition(1).await.unwrap(), 0, RECORDS).await;
         close(&store).await;
     });
+}
+
+/// A sector that the disk does not give keeps a partition from being opened: that one alone where damage
+/// is read around, whatever the read was for.
+#[test]
+fn a_bad_sector_is_the_trouble_of_one_partition_where_damage_is_read_around() {
+    let cut_other = OnCorruption::CutTail { partition: 77 };
+    for policy in [OnCorruption::Salvage, cut_other] {
+        let sim = machine(9);
+        sim.block_on(async {
+            for id in 1..4 {
+                let store = open(&sim).await;
+                let p = store.create_partition(id).await.unwrap();
+                fill(&p, 60, 3).await;
+                close(&store).await;
+            }
+            let (mut without, mut n) = (BTreeSet::new(), 0);
+            loop {
+                n += 1;
+                sim.fail_read(sim.counters().reads + n, EIO);
+                let opened = try_open(&sim, |c| c.on_corruption = policy).await;
+                sim.cancel_failures();
+                // The first reads are of the store's own file: nothing is known without it.
+                let Ok((store, report)) = opened else {
+                    assert!(n < 4, "read {n}: {:?}", opened.err());
+                    continue;
+                };
+                let bad: Vec<_> = report
+                    .partitions
+                    .iter()
+                    .filter(|p| p.damage.any())
+                    .collect();
+                for id in 1..4 {
+                    let p = store.partition(id).await.unwrap();
+                    if bad.iter().all(|b| b.partition != id) {
+                        verify(&p, 0, 60).await;
+                        continue;
+                    }
+                    let e = p.append(batch(60, 1)).await.unwrap_err();
+                    assert!(matches!(e, Error::ReadOnly { .. }), "{e}");
+                }
+                close(&store).await;
+                let [bad] = bad[..] else {
+                    assert!(bad.is_empty(), "read {n}: {bad:?}");
+                    break;
+                };
+                let why = bad.corruption.as_ref().map(|c| &c.found);
+                assert!(matches!(why, Some(CorruptionKind::Unreadable(_))), "{bad}");
+                without.insert(bad.partition);
+            }
+            assert_eq!(without.len(), 3, "each of them once");
+            // The disk gives it again.
+            let store = open(&sim).await;
+            for id in 1..4 {
+                verify(&store.partition(id).await.unwrap(), 0, 60).await;
+            }
+            close(&store).await;
+        });
+    }
 }
 
 /// Of two headers that claim the same place the one of the later opening must be the newer.

@@ -260,6 +260,25 @@ fn one_damaged_copy_of_a_header_costs_nothing_and_is_told() {
 }
 
 #[test]
+fn one_damaged_copy_of_the_newest_header_costs_nothing_in_a_repair() {
+    for byte in [20, 2048 + 20] {
+        let scene = Scene::with_store();
+        let newest = &Batch::of(&scene.inspect(), -1, "control")[0].path;
+        flip(newest, byte);
+        let before = scene.content();
+        let ran = scene.run(&["repair", "--apply"]).expect(1);
+        ran.says("makes both whole");
+        assert_eq!(scene.content(), before);
+        assert_eq!(scene.run(&["read"]).expect(0).text(), text(0..2_000));
+        // An opening for writing heals it, as is said.
+        scene
+            .run_with(&["append"], &scene.file("more", b"more\n"))
+            .expect(0);
+        scene.run(&["verify"]).expect(0);
+    }
+}
+
+#[test]
 fn a_damaged_control_batch_of_an_older_segment_costs_no_records() {
     let scene = Scene::new();
     let lines = scene.file("lines", text(0..2_000).as_bytes());

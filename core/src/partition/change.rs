@@ -342,6 +342,7 @@ pub(crate) async fn create_partition<B: IoBackend>(
         generation: 1,
         log_start: 0,
         reserved_end: 0,
+        last_timestamp: i64::MIN,
     }
     .build(backend, context, spare.file.alignment());
     let headroom = context.config.control_headroom_bytes(header.alignment);

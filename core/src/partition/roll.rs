@@ -185,7 +185,10 @@ impl<B: IoBackend> Partition<B> {
         next: &Continuation<B::File>,
     ) -> Result<StartedSegment<B::File>> {
         let backend = self.shard.backend.as_ref();
-        let sequence = self.state.borrow().next_sequence;
+        let (sequence, last_timestamp) = {
+            let state = self.state.borrow();
+            (state.next_sequence, state.last_timestamp)
+        };
         let header = NextHeader {
             sequence,
             previous: next.previous.as_deref(),
@@ -196,6 +199,7 @@ impl<B: IoBackend> Partition<B> {
             generation: next.generation,
             log_start: next.log_start,
             reserved_end: next.reserved_end,
+            last_timestamp,
         }
         .build(backend, &self.context, spare.file.alignment());
         let interval = self.context.config.index_interval_bytes;

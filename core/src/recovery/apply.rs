@@ -12,9 +12,9 @@ use super::damage::{Damage, Known, refuse_below_durable, scan_newest};
 use super::header::NextHeader;
 use super::inventory::{Access, Found, corruption_of, take_inventory};
 use super::opening::{NewestSegment, Opening};
-use super::plan::{TailCase, TailFacts, newest, predecessors};
+use super::plan::{TailCase, TailFacts, doubles, newest, predecessors};
 use super::report::PartitionReport;
-use crate::config::StoreConfig;
+use crate::config::{OnCorruption, StoreConfig};
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::io::{AlignedBuf, BUFFER_ALIGNMENT, BufPool, Durability, IoBackend, IoFile};
@@ -63,7 +63,45 @@ pub(crate) struct RecoveredLog<F> {
 pub(super) const SCAN_CHUNK_BYTES: usize = 1 << 20;
 
 /// Opens the log of one partition.
+///
+/// Where damage does not refuse a partition, a sector that cannot be read does not either: nothing of
+/// the partition can be read then, but the others can.
 pub(crate) async fn recover_partition<B: IoBackend>(
+    backend: &B,
+    context: &RecoveryContext,
+) -> Result<RecoveredLog<B::File>> {
+    let read_around = match context.config.on_corruption {
+        OnCorruption::Refuse => false,
+        OnCorruption::Salvage => true,
+        // A cut that cannot see what it cuts is not made.
+        OnCorruption::CutTail { partition } => partition != context.partition,
+    };
+    match recover(backend, context).await {
+        Err(Error::Io {
+            action: READ,
+            path,
+            source,
+        }) if read_around && context.known.is_none() && source.is_of_the_medium() => {
+            let mut damage = Damage::default();
+            let corruption = Corruption {
+                path,
+                partition: context.partition,
+                position: 0,
+                offset_start: 0,
+                offset_end: None,
+                found: CorruptionKind::Unreadable(source),
+            };
+            damage.note(corruption, |facts| facts.newest = NewestSegment::Missing);
+            Ok(unreadable(context, damage))
+        }
+        recovered => recovered,
+    }
+}
+
+/// What an error of reading says was tried.
+const READ: &str = "read";
+
+async fn recover<B: IoBackend>(
     backend: &B,
     context: &RecoveryContext,
 ) -> Result<RecoveredLog<B::File>> {
@@ -131,6 +169,16 @@ pub(crate) async fn recover_partition<B: IoBackend>(
             found: CorruptionKind::MissingSegment { identity },
         };
         damage.note(gap, |facts| facts.segment_missing = true);
+    }
+    for double in doubles(&headers, newest, &links) {
+        if let Some(found) = &files[double] {
+            let kind = CorruptionKind::Misplaced(
+                "a second file with the header of this segment: move the older one away",
+            );
+            damage.note(corruption_of(found, partition, kind), |facts| {
+                facts.header_unreadable = true;
+            });
+        }
     }
     let mut sealed = Vec::with_capacity(links.len());
     for link in &links {
@@ -276,19 +324,6 @@ async fn make_writable<B: IoBackend>(
         .sync_dir(&context.dir)
         .await
         .map_err(|e| Error::io("sync the directory", &context.dir, e))?;
-    if case == TailCase::Corrupt {
-        // A shortened file gets its length back: it may be put to use again one day.
-        let capacity = segment.header.capacity_bytes;
-        let len = segment
-            .file
-            .len()
-            .await
-            .map_err(|e| Error::io("stat", &segment.path, e))?;
-        if len < capacity {
-            let lengthened = segment.file.set_len(capacity).await;
-            lengthened.map_err(|e| Error::io("lengthen", &segment.path, e))?;
-        }
-    }
     let mut block = AlignedBuf::with_capacity(SEGMENT_HEADER_LEN);
     block.extend_from_slice(&segment.header.encode());
     let written = segment
@@ -383,6 +418,7 @@ async fn next_segment<B: IoBackend>(
         generation: log.generation,
         log_start: log.offsets.log_start(),
         reserved_end: log.reserved_end,
+        last_timestamp: log.last_timestamp,
     }
     .build(backend, context, spare.file.alignment());
     let segment = spare

@@ -20,6 +20,8 @@ pub(crate) struct NextHeader<'a, F> {
     pub(crate) generation: u32,
     pub(crate) log_start: u64,
     pub(crate) reserved_end: u64,
+    /// Newest time that the log gave, in milliseconds: the header's is no older.
+    pub(crate) last_timestamp: i64,
 }
 
 impl<F: IoFile> NextHeader<'_, F> {
@@ -48,7 +50,7 @@ impl<F: IoFile> NextHeader<'_, F> {
             alignment: file_alignment.clamp(512, 4096),
             writes_in_flight_max: config.writes_in_flight_max,
             group_bytes_max: config.group_bytes_max,
-            created_ms: backend.wall_clock_ms(),
+            created_ms: backend.wall_clock_ms().max(self.last_timestamp),
         }
     }
 }

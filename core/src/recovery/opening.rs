@@ -25,7 +25,8 @@ pub enum NewestSegment {
     Whole,
     /// Shorter than its header says.
     Shortened,
-    /// There is none: the directory has no segment whose header can be read.
+    /// There is none: the directory has no segment whose header can be read, or the disk does not give
+    /// what decides where the log ends.
     Missing,
 }
 
@@ -50,7 +51,7 @@ pub enum NewestSegment {
     reason = "independent facts: every combination is enumerated"
 )]
 pub struct DamageFacts {
-    /// A segment file has a header that cannot be read.
+    /// A segment file has a header that cannot be read, or that of another file.
     pub header_unreadable: bool,
     /// The newest segment.
     pub newest: NewestSegment,

@@ -30,7 +30,8 @@
 //!
 //! The header with the highest sequence is the truth. It names its predecessor by identity and says
 //! how far the predecessor counts; so do the older ones in turn, down to the log start. Every
-//! other file is dead, whatever it holds: that is what makes a cut final.
+//! other file is dead, whatever it holds: that is what makes a cut final. Only a second file with the
+//! header of a live segment is damage: which of the two is the log cannot be told.
 
 use std::fmt;
 
@@ -240,6 +241,27 @@ pub(super) fn predecessors(
     (links, None)
 }
 
+/// Indexes of files that hold the header of a segment of the log a second time. Every use of a file
+/// has an identity of its own, so one of the two is a copy, and may be older than the other.
+pub(super) fn doubles(
+    headers: &[Option<SegmentHeader>],
+    newest: usize,
+    links: &[Link],
+) -> Vec<usize> {
+    let of_the_log: Vec<usize> = links.iter().map(|l| l.index).chain([newest]).collect();
+    let identity = |index: usize| {
+        let header = headers.get(index).and_then(Option::as_ref);
+        header
+            .filter(|h| h.kind == SegmentKind::Log)
+            .map(|h| h.identity)
+    };
+    let taken: Vec<u64> = of_the_log.iter().filter_map(|i| identity(*i)).collect();
+    (0..headers.len())
+        .filter(|i| !of_the_log.contains(i))
+        .filter(|i| identity(*i).is_some_and(|id| taken.contains(&id)))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -339,6 +361,27 @@ mod tests {
             [],
             "below the log start nothing is needed"
         );
+    }
+
+    #[test]
+    fn a_second_file_of_a_live_segment_is_named_and_one_of_a_dead_one_is_not() {
+        let mut spare = header(3, 0, 0, 0);
+        spare.kind = SegmentKind::Spare;
+        let headers = [
+            Some(header(1, 0, 0, 0)),
+            Some(header(2, 101, 20, 20)),
+            Some(header(3, 101, 15, 15)),
+            Some(header(2, 101, 20, 20)),
+            Some(spare),
+            None,
+            Some(header(1, 0, 0, 0)),
+            Some(header(3, 101, 15, 15)),
+        ];
+        let newest = newest(&headers).unwrap();
+        let (links, _) = predecessors(&headers, newest, 0);
+        assert_eq!(newest, 7, "the last of them");
+        assert_eq!(doubles(&headers, newest, &links), [2, 6]);
+        assert_eq!(doubles(&headers, newest, &[]), [2]);
     }
 
     #[test]
