@@ -25,4 +25,9 @@ mod primitives {
     pub(crate) use std::sync::OnceLock;
 }
 
+/// Gives another thread the core, in all builds.
+pub(crate) fn yield_thread() {
+    std::thread::yield_now();
+}
+
 pub(crate) use primitives::{ArcSwap, Condvar, Mutex, MutexGuard, OnceLock, atomic};

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use alluvium::Store;
 use alluvium::backends::layer::{Layer, Layered};
+use alluvium::backends::sim::Latency;
 use alluvium::io::IoBackend;
-use alluvium_testkit::logs::{batch, close, small};
+use alluvium::{ReadLimits, Store, Visibility};
+use alluvium_testkit::logs::{SEGMENT_BYTES, batch, close, fill, small};
 use futures_util::future::join_all;
 
-use crate::machine::{DIR, machine};
+use crate::machine::{DIR, EIO, machine, try_open};
 
 /// Counts the writes that are not durable ones (where every append is durable: the zeros ahead of the
 /// appends), on a backend that has room for so many.
@@ -107,4 +108,86 @@ fn zeros_ahead_take_no_more_than_the_backend_has_room_for() {
             "each partition has its zeros, room {room}"
         );
     }
+}
+
+/// A segment whose time is not known, because its index can neither be read nor made, keeps nobody from
+/// removing by size.
+#[test]
+fn retention_by_size_goes_on_where_an_age_cannot_be_read() {
+    let sim = machine(12);
+    sim.block_on(async {
+        let (store, _) = try_open(&sim, |_| {}).await.unwrap();
+        let p = store.create_partition(1).await.unwrap();
+        fill(&p, 600, 4).await;
+        close(&store).await;
+        let indexes = sim.list_files().into_iter();
+        for path in indexes.filter(|path| path.extension().is_some_and(|e| e == "idx")) {
+            sim.write_file(&path, b"not an index").unwrap();
+        }
+        let (store, _) = try_open(&sim, |c| {
+            c.retention_bytes = Some(2 * SEGMENT_BYTES);
+            c.retention_age = Some(Duration::from_secs(86_400));
+            c.retention_interval = Duration::from_millis(20);
+        })
+        .await
+        .unwrap();
+        let p = store.partition(1).await.unwrap();
+        for n in 1..10_000 {
+            sim.fail_read(sim.counters().reads + n, EIO);
+        }
+        sim.sleep(Duration::from_secs(2)).await;
+        sim.cancel_failures();
+        let info = p.describe().await.unwrap();
+        assert!(info.segments <= 3, "{info:?}");
+        let failures = store.stats().await.unwrap()[0].housekeeping_failures;
+        assert!(failures > 0, "and it is counted");
+        close(&store).await;
+    });
+}
+
+/// A read holds the file of a segment that is trimmed meanwhile; the space comes back when it ends,
+/// though nobody asks anything of the partition any more.
+#[test]
+fn space_comes_back_when_the_last_reader_has_gone() {
+    let sim = machine(13);
+    sim.block_on(async {
+        let (store, _) = try_open(&sim, |c| {
+            c.tail_cache_bytes_max = 0;
+            c.spare_segments_max = 0;
+        })
+        .await
+        .unwrap();
+        let p = store.create_partition(1).await.unwrap();
+        fill(&p, 600, 4).await;
+        let segments = || {
+            let files = sim.list_files().into_iter();
+            files
+                .filter(|f| f.extension().is_some_and(|e| e == "seg"))
+                .count()
+        };
+        let before = segments();
+        sim.configure(|c| c.read = Latency::micros(20_000_000, 20_000_000));
+        let trimming = async {
+            sim.sleep(Duration::from_millis(10)).await;
+            p.trim_before(300).await.unwrap();
+            sim.sleep(Duration::from_secs(5)).await;
+            segments()
+        };
+        let reading = p.read(0, ReadLimits::default(), Visibility::Durable);
+        let (read, held) = futures_util::join!(reading, trimming);
+        // What became of the read is its own matter.
+        drop(read);
+        assert!(
+            held < before,
+            "{held} of {before} files before the reader has gone"
+        );
+        sim.sleep(Duration::from_secs(5)).await;
+        let left = segments();
+        assert!(
+            left < held,
+            "{left} of {before} files, {held} beside the reader"
+        );
+        assert_eq!(left, p.describe().await.unwrap().segments);
+        close(&store).await;
+    });
 }

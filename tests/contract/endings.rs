@@ -7,13 +7,46 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use alluvium::io::BackendFactory;
-use alluvium::{Error, InspectRequest, Partition, Store};
+use alluvium::{BlockingPool, Error, InspectRequest, Partition, PoolError, Store};
 use alluvium_testkit::logs::{batch, close, fill, small};
 use futures_util::StreamExt;
 
 use crate::failure::quiet_panics;
 use crate::faulty::hooked;
 use crate::machine::{EIO, check_answers, machine, polled, store_and_partition};
+
+/// What a job leaves behind may panic too: nobody has taken its result, or what its panic carried.
+#[test]
+fn a_pool_outlives_destructors_that_panic() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            assert!(std::thread::panicking(), "planted panic of a destructor");
+        }
+    }
+    quiet_panics();
+    let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new().name(name).spawn(body).map(drop)
+    };
+    let pool = BlockingPool::start("bombs", 1, 4, &spawn).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.unwrap().block_on(async {
+        let (go_on, told) = std::sync::mpsc::channel::<()>();
+        let left = polled(
+            pool.run(move || {
+                told.recv().unwrap_or(());
+                Bomb
+            }),
+            1,
+        );
+        assert!(left.await.is_none());
+        drop(go_on);
+        assert_eq!(pool.run(|| 1).await, Ok(1), "behind a result");
+        let panicked = pool.run(|| std::panic::panic_any(Bomb)).await;
+        assert_eq!(panicked, Err(PoolError::Panicked));
+        assert_eq!(pool.run(|| 2).await, Ok(2), "behind a panic");
+    });
+}
 
 /// Far beyond the end: nobody ever appends so much.
 const NEVER: u64 = 100_000_000;

@@ -70,7 +70,8 @@ pub(crate) fn finished(path: &str, text: &str) -> Vec<String> {
 }
 
 pub(crate) fn engine_seam(path: &str, text: &str) -> Vec<String> {
-    if engine_layer(path).is_none() {
+    // What threads share, and how they make way for each other, is one file's.
+    if engine_layer(path).is_none_or(|layer| layer == "sync") {
         return vec![];
     }
     lines_with(path, code_of(text), &OUTSIDE)

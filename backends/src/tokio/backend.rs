@@ -12,12 +12,12 @@ use alluvium_core::io::{
     Capabilities, DirEntry, EntryKind, FileMap, FsSpace, IoBackend, LocalFuture, OpenOptions,
 };
 use async_trait::async_trait;
-use tokio::task::JoinError;
 
 use super::{TokioFactory, TokioFile};
 use crate::map;
 use crate::names::Names;
 use crate::posix::{self, PosixFile};
+use crate::shard::caught;
 
 /// tokio on a shard's thread; made by [`TokioFactory`].
 pub struct TokioBackend {
@@ -108,8 +108,7 @@ impl IoBackend for TokioBackend {
 
     async fn populate(&self, map: &FileMap, range: Range<usize>) -> io::Result<()> {
         let map = map.clone();
-        let populated = tokio::task::spawn_blocking(move || map::populate(&map, range));
-        populated.await.map_err(lost)?
+        in_pool(move || map::populate(&map, range)).await
     }
 
     async fn space(&self, path: &Path) -> io::Result<FsSpace> {
@@ -147,7 +146,16 @@ impl IoBackend for TokioBackend {
     }
 }
 
-/// The pool did not run a call: the runtime is ending, or the call panicked.
-pub(super) fn lost(error: JoinError) -> io::Error {
-    io::Error::other(error)
+/// Runs one call in the blocking pool.
+///
+/// An error of kind `Other` says that it did not run to its end: the call panicked, the runtime is ending,
+/// or the system refused the pool its first thread, where tokio panics. Then it may still run, once a
+/// thread can be had: it must not count as tried and refused.
+pub(super) async fn in_pool<T: Send + 'static>(
+    call: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let Some(done) = caught(|| tokio::task::spawn_blocking(call)) else {
+        return Err(io::Error::other("the system refuses a thread for the call"));
+    };
+    done.await.map_err(io::Error::other)?
 }

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use alluvium_core::io::{AlignedBuf, IoFile, LockKind};
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::task::spawn_blocking;
 
-use super::backend::lost;
+use super::backend::in_pool;
 use crate::posix::PosixFile;
 
 /// A file opened by [`TokioBackend`](super::TokioBackend).
@@ -33,13 +32,13 @@ impl TokioFile {
         call: impl FnOnce(&PosixFile) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let file = Arc::clone(&self.file);
-        let done = spawn_blocking(move || {
+        in_pool(move || {
             let result = call(&file);
             // Before the caller hears of it: when the caller then drops the file, it is closed.
             drop(file);
             result
-        });
-        done.await.map_err(lost)?
+        })
+        .await
     }
 }
 

@@ -173,7 +173,11 @@ impl Shared {
                         .unwrap_or_else(PoisonError::into_inner);
                 }
             };
-            job();
+            // A panic of the job itself is its caller's to hear of. This one is of what it leaves behind:
+            // a result that nobody took, what the panic carried, the caller's waker.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(job)) {
+                std::mem::forget(payload);
+            }
         }
     }
 }

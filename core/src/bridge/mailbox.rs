@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, onesho
 use crate::config::StoreConfig;
 use crate::error::{Error, Result};
 use crate::partition::{Permit, Reply};
-use crate::shard::Command;
+use crate::shard::{Command, Commands};
 use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// The sending side of a shard's mailbox. Clones share the bounds.
@@ -30,7 +30,7 @@ pub(crate) struct Mailbox {
 /// The shard's side.
 #[derive(Debug)]
 pub(crate) struct MailboxReceiver {
-    pub(crate) receiver: mpsc::UnboundedReceiver<Command>,
+    pub(crate) receiver: Commands,
     pub(crate) requests: Arc<Semaphore>,
     pub(crate) bytes: Arc<Semaphore>,
     pub(crate) read_ahead: Arc<Semaphore>,
@@ -56,7 +56,7 @@ impl Mailbox {
         (
             mailbox,
             MailboxReceiver {
-                receiver,
+                receiver: Commands::new(receiver),
                 requests,
                 bytes,
                 read_ahead,
@@ -203,5 +203,50 @@ impl Mailbox {
         } else {
             Error::ShardDead { shard: self.shard }
         }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(any(alluvium_loom, alluvium_shuttle)))]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
+    use tokio::sync::oneshot::error::TryRecvError;
+
+    use super::*;
+
+    /// A command that is being sent while the shard lets go of its mailbox must not stay there: the reply
+    /// goes with it, however long the sender lives.
+    #[test]
+    fn what_is_sent_while_the_shard_ends_is_answered() {
+        const SENDERS: usize = 3;
+        let (mut taken, mut refused) = (0, 0);
+        for _ in 0..3_000 {
+            let (mailbox, shard) = Mailbox::new(0, &StoreConfig::default());
+            let start = Barrier::new(SENDERS + 1);
+            let answers = thread::scope(|scope| {
+                let send = || {
+                    let (reply, answer) = oneshot::channel();
+                    start.wait();
+                    mailbox.send(Command::Ping(reply)).map(|()| answer)
+                };
+                let senders: Vec<_> = (0..SENDERS).map(|_| scope.spawn(send)).collect();
+                start.wait();
+                drop(shard);
+                senders
+                    .into_iter()
+                    .map(|sender| sender.join().expect("it sends"))
+                    .collect::<Vec<_>>()
+            });
+            for answer in answers {
+                match answer.map(|mut answer| answer.try_recv()) {
+                    Err(_) => refused += 1,
+                    Ok(Err(TryRecvError::Closed)) => taken += 1,
+                    Ok(other) => panic!("it waits for ever: {other:?}"),
+                }
+            }
+        }
+        assert!(taken > 0 && refused > 0, "{taken} taken, {refused} refused");
     }
 }

@@ -11,7 +11,7 @@ use std::io;
 use bytes::Bytes;
 
 use super::backend::{IoFile, LockKind};
-use super::buf::AlignedBuf;
+use super::buf::{AlignedBuf, BUFFER_ALIGNMENT};
 
 /// How far a write must have come when it completes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -176,27 +176,45 @@ impl<F: IoFile> FailStop<F> {
 
 /// Reads until `len` bytes or the end of the file, going on after short counts.
 ///
-/// Continuations of a direct read need an aligned place in file and memory, so a short count that
-/// is not the end of the file starts the read over.
+/// A direct read needs an aligned place in file and memory: what is missing is read from the last such
+/// place before it, into memory of its own. The same read once more could give the same count for ever,
+/// and where a short count hides a sector that cannot be read, only the read of what follows is told so.
 async fn read_full<F: IoFile>(
     file: &F,
     buf: AlignedBuf,
     offset: u64,
     len: usize,
 ) -> io::Result<AlignedBuf> {
-    let mut buf = buf;
-    for _ in 0..INTERRUPTIONS_MAX {
-        let (result, back) = file.read_at(buf, offset, len).await;
-        buf = back;
+    let (mut result, mut whole) = file.read_at(buf, offset, len).await;
+    if result.is_err() {
+        whole.clear();
+    }
+    let (mut reached, mut interruptions) = (0, 0);
+    loop {
         match result {
-            Ok(n) if n >= len || n == 0 => return Ok(buf),
-            Ok(n) if offset.saturating_add(n as u64) >= file.len().await? => return Ok(buf),
-            Ok(_) => {}
-            Err(e) if is_interruption(&e) => {}
+            Ok(n) if n == 0 || whole.len() >= len => return Ok(whole),
+            Ok(_) if offset.saturating_add(whole.len() as u64) >= file.len().await? => {
+                return Ok(whole);
+            }
+            Ok(_) if whole.len() > reached => reached = whole.len(),
+            Ok(_) => interruptions += 1,
+            Err(e) if is_interruption(&e) => interruptions += 1,
             Err(e) => return Err(e),
         }
+        if interruptions > INTERRUPTIONS_MAX {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let kept = reached - reached % BUFFER_ALIGNMENT;
+        let rest = AlignedBuf::with_capacity(len - kept);
+        let (next, rest) = file
+            .read_at(rest, offset.saturating_add(kept as u64), len - kept)
+            .await;
+        if next.is_ok() && kept + rest.len() > reached {
+            whole.truncate(kept);
+            whole.extend_from_slice(&rest);
+        }
+        result = next;
     }
-    Err(io::ErrorKind::Interrupted.into())
 }
 
 fn is_interruption(error: &io::Error) -> bool {
@@ -204,4 +222,150 @@ fn is_interruption(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use async_trait::async_trait;
+
+    use super::*;
+
+    /// A file that gives no more than so many bytes at a time, and an error from a place on.
+    #[derive(Debug)]
+    struct Sparing {
+        content: Vec<u8>,
+        at_a_time: usize,
+        bad_from: usize,
+        interrupted: Cell<u32>,
+        reads: Cell<usize>,
+    }
+
+    const EIO: i32 = 5;
+
+    #[async_trait(?Send)]
+    impl IoFile for Sparing {
+        fn alignment(&self) -> u32 {
+            512
+        }
+
+        async fn read_at(
+            &self,
+            mut buf: AlignedBuf,
+            offset: u64,
+            len: usize,
+        ) -> (io::Result<usize>, AlignedBuf) {
+            self.reads.set(self.reads.get() + 1);
+            if self.interrupted.get() > 0 {
+                self.interrupted.set(self.interrupted.get() - 1);
+                return (Err(io::ErrorKind::Interrupted.into()), buf);
+            }
+            let start = usize::try_from(offset).unwrap();
+            assert!(start.is_multiple_of(512) && len.is_multiple_of(512));
+            let end = self.content.len().min(start + len.min(self.at_a_time));
+            if start < end && start >= self.bad_from {
+                return (Err(io::Error::from_raw_os_error(EIO)), buf);
+            }
+            let start = start.min(end);
+            let end = end.min(self.bad_from).max(start);
+            buf.clear();
+            buf.extend_from_slice(&self.content[start..end]);
+            (Ok(end - start), buf)
+        }
+
+        async fn write_at(&self, buf: Bytes, _: u64) -> (io::Result<usize>, Bytes) {
+            (Err(io::ErrorKind::Unsupported.into()), buf)
+        }
+
+        async fn write_durable(&self, buf: Bytes, _: u64) -> (io::Result<usize>, Bytes) {
+            (Err(io::ErrorKind::Unsupported.into()), buf)
+        }
+
+        async fn sync_data(&self) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        async fn allocate(&self, _: u64) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        async fn set_len(&self, _: u64) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        async fn len(&self) -> io::Result<u64> {
+            Ok(self.content.len() as u64)
+        }
+
+        fn try_lock(&self, _: LockKind) -> io::Result<bool> {
+            Ok(true)
+        }
+    }
+
+    fn sparing(len: usize, at_a_time: usize) -> Sparing {
+        Sparing {
+            content: (0..len).map(|i| (i / 7 % 251).to_le_bytes()[0]).collect(),
+            at_a_time,
+            bad_from: usize::MAX,
+            interrupted: Cell::new(0),
+            reads: Cell::new(0),
+        }
+    }
+
+    /// No future here ever waits.
+    fn read(file: &Sparing, offset: usize, len: usize) -> io::Result<AlignedBuf> {
+        let buf = AlignedBuf::with_capacity(len);
+        let mut reading = pin!(read_full(file, buf, offset as u64, len));
+        match reading
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+        {
+            Poll::Ready(read) => read,
+            Poll::Pending => panic!("it waits"),
+        }
+    }
+
+    #[test]
+    fn a_short_count_is_gone_on_behind() {
+        for at_a_time in [4096, 5000, 12_288, 1 << 20] {
+            let mut file = sparing(100_000, at_a_time);
+            file.interrupted.set(3);
+            for (offset, len) in [(0, 65_536), (8192, 512), (4096, 131_072), (98_304, 4096)] {
+                let end = file.content.len().min(offset + len);
+                let bytes = read(&file, offset, len).unwrap();
+                assert_eq!(
+                    bytes[..],
+                    file.content[offset..end],
+                    "{at_a_time}, {offset}"
+                );
+            }
+            assert!(read(&file, 102_400, 4096).unwrap().is_empty());
+            file.content.truncate(4096);
+            assert_eq!(read(&file, 0, 8192).unwrap().len(), 4096);
+        }
+    }
+
+    #[test]
+    fn what_a_short_count_hides_is_told() {
+        let mut file = sparing(100_000, usize::MAX);
+        file.bad_from = 20_480;
+        let e = read(&file, 4096, 65_536).unwrap_err();
+        assert_eq!((e.raw_os_error(), file.reads.get()), (Some(EIO), 2));
+        assert_eq!(read(&file, 0, 20_480).unwrap().len(), 20_480);
+    }
+
+    #[test]
+    fn a_read_that_comes_no_further_ends() {
+        let file = sparing(100_000, 512);
+        let e = read(&file, 0, 8192).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::Interrupted);
+        let file = sparing(100_000, 4096);
+        file.interrupted.set(u32::MAX);
+        let e = read(&file, 0, 8192).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::Interrupted);
+    }
 }

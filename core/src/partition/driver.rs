@@ -418,8 +418,10 @@ impl<B: IoBackend> Partition<B> {
     /// Small things after every step: cache budget, the ticker's list, a spare in time.
     fn after_step(self: &Rc<Self>) {
         self.evict();
+        self.reuse_retired();
         let mut state = self.state.borrow_mut();
-        if state.is_open() && !state.tail_sealed && !state.watched {
+        let at_rest = state.tail_sealed && state.retired.is_empty();
+        if state.is_open() && !at_rest && !state.watched {
             state.watched = true;
             self.shard.unsealed.borrow_mut().push(Rc::clone(self));
             self.shard.tick.notify();
@@ -427,7 +429,6 @@ impl<B: IoBackend> Partition<B> {
         drop(state);
         self.initialise_ahead();
         self.prepare_ahead();
-        self.reuse_retired();
     }
 }
 

@@ -196,29 +196,32 @@ impl<B: IoBackend> Partition<B> {
     }
 
     /// Called by the shard's ticker: whether the partition still needs watching.
-    pub(crate) fn tick(&self) -> bool {
+    pub(crate) fn tick(self: &Rc<Self>) -> bool {
+        // Whoever lets go of a segment last wakes nobody. A recovery has the files to itself.
+        if self.state.borrow().is_open() {
+            self.reuse_retired();
+        }
         let mut state = self.state.borrow_mut();
         let idle = state.activity == state.activity_seen;
         state.activity_seen = state.activity;
-        if !state.is_open() || state.tail_sealed {
-            state.watched = false;
-            return false;
-        }
-        if idle && state.queue.is_empty() {
+        let unsealed = state.is_open() && !state.tail_sealed;
+        let seals = unsealed && idle && state.queue.is_empty();
+        let held = state.is_open() && !state.retired.is_empty();
+        state.watched = held || (unsealed && !seals);
+        let watched = state.watched;
+        if seals {
             state.seal_wanted = true;
-            state.watched = false;
             drop(state);
             self.wake.notify();
-            return false;
         }
-        true
+        watched
     }
 
     /// Loads what the retention decision needs and puts the request into the queue.
-    pub(crate) async fn consider_retention(&self) -> Result<()> {
+    pub(crate) async fn consider_retention(&self) {
         let config = &self.context.config;
         if config.retention_age.is_none() && config.retention_bytes.is_none() {
-            return Ok(());
+            return;
         }
         if let Some(age) = config.retention_age {
             let backend = self.shard.backend.as_ref();
@@ -227,9 +230,12 @@ impl<B: IoBackend> Partition<B> {
             // One trim for all that are too old: look until the first that is not.
             for segment in sealed {
                 let interval = config.index_interval_bytes;
-                segment
-                    .load_index(backend, &self.context.pool, interval)
-                    .await?;
+                let loaded = segment.load_index(backend, &self.context.pool, interval);
+                if loaded.await.is_err() {
+                    // The age is not known. What it takes up is.
+                    self.shard.stats.housekeeping_failed();
+                    break;
+                }
                 if segment.with_index(|index| index.max_timestamp()) >= Some(limit) {
                     break;
                 }
@@ -242,7 +248,6 @@ impl<B: IoBackend> Partition<B> {
         if due {
             self.submit(super::Request::Change(super::Change::Retain));
         }
-        Ok(())
     }
 
     /// The log start that retention asks for, if it is beyond the present one.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::layout::FoundPartition;
 use crate::io::Capabilities;
@@ -14,6 +14,7 @@ use crate::partition::{
     Request, Tail, Wanted,
 };
 use crate::recovery::PartitionReport;
+use crate::sync::yield_thread;
 
 /// A partition that is ready, as its handles know it.
 #[derive(Debug)]
@@ -117,4 +118,42 @@ pub(crate) enum Command {
         reply: Reply<()>,
     },
     Ping(oneshot::Sender<()>),
+}
+
+/// The commands, as the shard takes them.
+///
+/// Dropped, it waits for those that are being sent and drops them too: the channel counts a message
+/// before it holds it, and what arrived behind a receiver that has gone would stay, and its reply with it,
+/// as long as there is a sender. Whoever waits for the answer is one.
+#[derive(Debug)]
+pub(crate) struct Commands(mpsc::UnboundedReceiver<Command>);
+
+impl Commands {
+    pub(crate) fn new(receiver: mpsc::UnboundedReceiver<Command>) -> Self {
+        Self(receiver)
+    }
+
+    /// The next command; `None` when every sender has gone.
+    pub(crate) async fn recv(&mut self) -> Option<Command> {
+        self.0.recv().await
+    }
+
+    /// Appends up to `limit` commands to `turn`, at least one unless every sender has gone.
+    pub(crate) async fn recv_many(&mut self, turn: &mut Vec<Command>, limit: usize) -> usize {
+        self.0.recv_many(turn, limit).await
+    }
+}
+
+impl Drop for Commands {
+    fn drop(&mut self) {
+        self.0.close();
+        loop {
+            match self.0.try_recv() {
+                Ok(command) => drop(command),
+                // Counted, and not there yet.
+                Err(mpsc::error::TryRecvError::Empty) => yield_thread(),
+                Err(mpsc::error::TryRecvError::Disconnected) => return,
+            }
+        }
+    }
 }

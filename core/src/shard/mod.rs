@@ -9,7 +9,7 @@ mod command;
 mod layout;
 mod turn;
 
-pub(crate) use command::{Adopted, Command};
+pub(crate) use command::{Adopted, Command, Commands};
 pub(crate) use layout::FoundPartition;
 pub(crate) use turn::{ShardSetup, shard_main};
 

@@ -11,11 +11,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 
 use super::boot::{BootRequest, boot};
 use super::catalog::adopted;
-use super::command::{Booted, Command};
+use super::command::{Booted, Command, Commands};
 use crate::config::StoreConfig;
 use crate::error::{Error, Result};
 use crate::io::{BufPool, IoBackend};
@@ -35,7 +35,7 @@ pub(crate) struct ShardSetup {
     pub(crate) config: StoreConfig,
     pub(crate) create: bool,
     pub(crate) read_only: bool,
-    pub(crate) mailbox: mpsc::UnboundedReceiver<Command>,
+    pub(crate) mailbox: Commands,
     pub(crate) requests: Arc<Semaphore>,
     pub(crate) bytes: Arc<Semaphore>,
     pub(crate) read_ahead: Arc<Semaphore>,
@@ -156,7 +156,6 @@ pub(crate) async fn shard_main<B: IoBackend>(backend: Rc<B>, setup: ShardSetup) 
             }
         }
     }
-    mailbox.close();
     drop(mailbox);
     // The tickers and the drivers go on until this function returns.
     shard.shared.end_name_work();
@@ -509,9 +508,7 @@ impl<B: IoBackend> Shard<B> {
                 let Some(shard) = weak.upgrade() else { return };
                 let all: Vec<_> = shard.state.borrow().partitions.values().cloned().collect();
                 for partition in all {
-                    if partition.consider_retention().await.is_err() {
-                        shard.shared.stats.housekeeping_failed();
-                    }
+                    partition.consider_retention().await;
                 }
             }
         }));

@@ -1,6 +1,9 @@
 //! Reads: limits, ranges, many segments, timestamps.
 
-use alluvium_core::{Error, ErrorClass, Fetched, Partition, ReadLimits, SealedReads, Visibility};
+use alluvium_core::format::Batch;
+use alluvium_core::{
+    Error, ErrorClass, Fetched, Partition, ReadLimits, SealedReads, StoreConfig, Visibility,
+};
 
 use super::{Ctx, Host, Suite, batch, checks, close, fill, stamped, value, verify};
 
@@ -15,6 +18,7 @@ pub(super) fn all<H: Host + Clone + 'static>(suite: &mut Suite<'_, H>) {
         timestamps_that_go_back_are_found,
         the_logs_clock_is_not_the_producers,
         mapped_segments_are_read_and_not_reused_under_a_reader,
+        large_batches_and_pieces_are_read,
     );
 }
 
@@ -319,5 +323,34 @@ async fn mapped_segments_are_read_and_not_reused_under_a_reader<H: Host>(ctx: Ct
     };
     ctx.eventually("files that nobody reads any more go", few)
         .await;
+    close(&store).await;
+}
+
+/// Batches, and pieces of a segment, that are larger than what some backends move in one operation.
+async fn large_batches_and_pieces_are_read<H: Host>(ctx: Ctx<H>) {
+    const LARGE: usize = 9 << 20;
+    let large = |c: &mut StoreConfig| {
+        c.segment_bytes = 32 << 20;
+        c.group_bytes_max = 10 << 20;
+        c.mailbox_bytes_max = 12 << 20;
+        c.read_chunk_bytes = 16 << 20;
+        c.tail_cache_bytes_max = 0;
+    };
+    let payload: Vec<u8> = (0..LARGE).map(|i| (i / 5 % 251).to_le_bytes()[0]).collect();
+    let check = async |p: &Partition| {
+        let read = p.read(0, ReadLimits::default(), Visibility::Durable).await;
+        let read = read.unwrap();
+        assert!(read.batches[0].body()[..] == payload[..], "the large batch");
+        verify(p, 1, 13).await;
+    };
+    let store = ctx.open_with(large).await;
+    let p = store.create_partition(1).await.unwrap();
+    let batch = Batch::opaque(&payload, 1, None).unwrap();
+    p.append(batch).await.unwrap();
+    fill(&p, 12, 3).await;
+    check(&p).await;
+    close(&store).await;
+    let store = ctx.open_with(large).await;
+    check(&store.partition(1).await.unwrap()).await;
     close(&store).await;
 }
