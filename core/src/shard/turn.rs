@@ -493,7 +493,7 @@ impl<B: IoBackend> Shard<B> {
                 }
                 shared.backend.sleep(seal_after).await;
                 let watched = std::mem::take(&mut *shared.unsealed.borrow_mut());
-                let still: Vec<_> = watched.into_iter().filter(|p| p.tick()).collect();
+                let still: Vec<_> = watched.into_iter().filter(Partition::tick).collect();
                 shared.unsealed.borrow_mut().extend(still);
             }
         }));
