@@ -181,7 +181,8 @@ fn judge(survey: &Survey) -> Verdict {
         .clone()
         .filter(|d| costs_records(d) || of_its_tail(d))
         .min_by_key(|d| (d.offset_start, d.position));
-    match (first, survey.damage.first()) {
+    let shortened = survey.damage.iter().find(|d| too_short(d) && of_newest(d));
+    match (first, shortened.or(survey.damage.first())) {
         (Some(first), _) => plan(survey, first, first.offset_start.max(log_start)),
         (None, None) => Verdict::Sound,
         (None, Some(short)) if too_short(short) && of_newest(short) => {

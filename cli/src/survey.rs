@@ -1,7 +1,8 @@
 //! Looking through whole partitions: what `inspect`, `verify` and `repair` have in common.
 
 use alluvium::{
-    Corruption, InspectDetail, InspectRequest, InspectedSegment, PartitionInfo, Store, TailCase,
+    Corruption, CorruptionKind, InspectDetail, InspectRequest, InspectedSegment, PartitionInfo,
+    Store, TailCase,
 };
 use indicatif::ProgressBar;
 
@@ -111,10 +112,12 @@ async fn survey_partition(
         .flat_map(|s| s.damage.iter().cloned())
         .collect();
     // The walk tells more about a place than the opening did.
+    // Of a file that is too short the walk tells what is missing, not that it is.
+    let too_short = |n: &Corruption| matches!(n.found, CorruptionKind::Shortened { .. });
     let known = |n: &Corruption| {
         walked
             .iter()
-            .any(|w| w.path == n.path && w.position == n.position)
+            .any(|w| w.path == n.path && w.position == n.position && !too_short(n))
     };
     let mut damage: Vec<_> = noted.into_iter().filter(|n| !known(n)).collect();
     damage.extend(walked);

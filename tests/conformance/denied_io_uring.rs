@@ -33,6 +33,12 @@ const EAGAIN: u32 = 11;
 // The same numbers on every architecture.
 const IO_URING_SETUP: i64 = 425;
 const CLONE3: i64 = 435;
+// Of older C libraries.
+const CLONE: i64 = if cfg!(target_arch = "x86_64") {
+    56
+} else {
+    220
+};
 
 /// From now on, a system call fails with `errno` on this thread and those that it starts.
 fn deny(call: i64, errno: u32) {
@@ -71,7 +77,9 @@ fn a_refused_thread_fails_one_operation_of_tokio() {
                 direct: false,
             };
             let file = backend.open(&path, options).await.unwrap();
-            deny(CLONE3, EAGAIN);
+            for call in [CLONE3, CLONE] {
+                deny(call, EAGAIN);
+            }
             let written = file.write_durable(Bytes::from_static(b"ours"), 0).await.0;
             let read = file
                 .read_at(AlignedBuf::with_capacity(4096), 0, 4096)

@@ -11,6 +11,7 @@ use alluvium::{
     Store, StoreConfig, TailCase,
 };
 use alluvium_testkit::logs::{batch, close, fill, value, verify};
+use futures_util::future::join_all;
 
 use crate::machine::{DIR, EIO, at_rest, machine, machine_from, snapshot, try_open};
 
@@ -160,6 +161,40 @@ fn a_cut_that_is_not_made_leaves_the_proof_of_the_damage() {
         told += 1;
     }
     assert!(told > 5 && made > 0, "{told} told, {made} cut");
+}
+
+/// The file ends inside of a block, in the second batch of a group: the first one is kept, with a write of
+/// whole blocks.
+#[test]
+fn a_file_that_ends_inside_of_a_block_can_be_cut() {
+    let sim = machine(14);
+    sim.block_on(async {
+        let (store, _) = try_open(&sim, |_| {}).await.unwrap();
+        let p = store.create_partition(1).await.unwrap();
+        fill(&p, 4, 1).await;
+        let group = (4..9).map(|n| p.append(batch(n, 1)));
+        for appended in join_all(group).await {
+            appended.unwrap();
+        }
+        close(&store).await;
+    });
+    let path = newest_segment(&sim);
+    let sound = sim.read_file(&path).unwrap();
+    for lost in 5..9 {
+        let sim = machine_from(&snapshot(&sim));
+        let cut = position_of(&sim, &path, lost) + 3;
+        assert!(!cut.is_multiple_of(512));
+        let shorter = &sound[..usize::try_from(cut).unwrap()];
+        sim.write_file(&path, shorter).unwrap();
+        sim.block_on(async {
+            let (store, report) = try_open(&sim, |c| c.on_corruption = CUT).await.unwrap();
+            assert_eq!(report_of(&report).log_end, lost, "{report}");
+            let p = store.partition(1).await.unwrap();
+            fill(&p, 3, 1).await;
+            verify(&p, 0, lost + 3).await;
+            close(&store).await;
+        });
+    }
 }
 
 /// Here the damage shows on the disk: it is judged by the policy, but never cut.

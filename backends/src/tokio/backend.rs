@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use alluvium_core::io::{
@@ -149,13 +150,27 @@ impl IoBackend for TokioBackend {
 /// Runs one call in the blocking pool.
 ///
 /// An error of kind `Other` says that it did not run to its end: the call panicked, the runtime is ending,
-/// or the system refused the pool its first thread, where tokio panics. Then it may still run, once a
-/// thread can be had: it must not count as tried and refused.
+/// or the system refused the pool its first thread. There tokio panics and keeps the call, to run it once a
+/// thread can be had; so it is taken away: it never runs, and what it holds is let go.
 pub(super) async fn in_pool<T: Send + 'static>(
     call: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    let Some(done) = caught(|| tokio::task::spawn_blocking(call)) else {
-        return Err(io::Error::other("the system refuses a thread for the call"));
+    let call = Arc::new(Mutex::new(Some(call)));
+    let take = |call: &Mutex<Option<_>>| call.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let pooled = Arc::clone(&call);
+    let run = move || match take(&pooled) {
+        Some(call) => call(),
+        None => Err(refused()),
     };
-    done.await.map_err(io::Error::other)?
+    match caught(|| tokio::task::spawn_blocking(run)) {
+        Some(done) => done.await.map_err(io::Error::other)?,
+        None => {
+            drop(take(&call));
+            Err(refused())
+        }
+    }
+}
+
+fn refused() -> io::Error {
+    io::Error::other("the system refuses a thread for the call")
 }

@@ -198,7 +198,7 @@ impl<B: IoBackend> Partition<B> {
     /// Called by the shard's ticker: whether the partition still needs watching.
     pub(crate) fn tick(self: &Rc<Self>) -> bool {
         // Whoever lets go of a segment last wakes nobody. A recovery has the files to itself.
-        if self.state.borrow().is_open() {
+        if self.state.borrow_mut().looks_at_retired() {
             self.reuse_retired();
         }
         let mut state = self.state.borrow_mut();
@@ -264,6 +264,24 @@ impl<B: IoBackend> Partition<B> {
             .filter(|target| *target > state.offsets.log_start())
     }
 }
+
+impl<F: IoFile> State<F> {
+    /// Whether this round of the ticker looks for segments that readers have let go of: ever less often,
+    /// for a look asks the file system and readers may hold them for hours.
+    fn looks_at_retired(&mut self) -> bool {
+        if self.retired.is_empty() {
+            self.held_rounds = 0;
+            return false;
+        }
+        self.held_rounds = self.held_rounds.wrapping_add(1);
+        let due =
+            self.held_rounds.is_power_of_two() || self.held_rounds.is_multiple_of(HELD_ROUNDS);
+        due && self.is_open()
+    }
+}
+
+/// At the latest after so many rounds the ticker looks again.
+const HELD_ROUNDS: u32 = 64;
 
 /// Lets the next roll make a spare itself if the task that makes one is dropped.
 struct PreparingGuard<B: IoBackend>(Rc<Partition<B>>);

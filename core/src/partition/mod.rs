@@ -219,6 +219,8 @@ struct State<F> {
     activity_seen: u64,
     /// Whether the ticker watches the partition.
     watched: bool,
+    /// For how many rounds of the ticker segments that are not needed have been held by readers.
+    held_rounds: u32,
     /// Offsets below may have been shown, and that is on the disk.
     reserved_durable: u64,
     /// The same, including reservations in flight.
@@ -280,6 +282,7 @@ impl<F: crate::io::IoFile> State<F> {
             activity: 0,
             activity_seen: 0,
             watched: false,
+            held_rounds: 0,
             reserved_durable: log.reserved_end,
             reserved_placed: log.reserved_end,
             generation: log.generation,

@@ -74,7 +74,7 @@ pub(crate) async fn recover_partition<B: IoBackend>(
         OnCorruption::Refuse => false,
         OnCorruption::Salvage => true,
         // A cut that cannot see what it cuts is not made.
-        OnCorruption::CutTail { partition } => partition != context.partition,
+        OnCorruption::CutTail { partition } => context.read_only || partition != context.partition,
     };
     match recover(backend, context).await {
         Err(Error::Io {
@@ -465,6 +465,7 @@ async fn rewrite<F: IoFile>(
 ) -> Result<u64> {
     let io_error = |action, e| Error::io(action, &segment.path, e);
     let alignment = u64::from(segment.file.alignment().max(segment.header.alignment));
+    let block = usize::try_from(alignment).unwrap_or(BUFFER_ALIGNMENT);
     let mut at = from - from % alignment;
     let end = end
         .next_multiple_of(alignment)
@@ -477,12 +478,14 @@ async fn rewrite<F: IoFile>(
             .unwrap_or(usize::MAX)
             .min(SCAN_CHUNK_BYTES);
         let wanted = wanted.next_multiple_of(BUFFER_ALIGNMENT);
-        let bytes = segment
+        let mut bytes = segment
             .file
             .read_at(pool.take(wanted), read_from, wanted)
             .await
-            .map_err(|e| io_error("read", e))?
-            .freeze();
+            .map_err(|e| io_error("read", e))?;
+        // A file that was shortened inside of a block: what it lacks of that is no part of the log.
+        bytes.resize(bytes.len().next_multiple_of(block));
+        let bytes = bytes.freeze();
         let skip = usize::try_from(at - read_from).unwrap_or(usize::MAX);
         let take = usize::try_from(end - read_from)
             .unwrap_or(usize::MAX)
