@@ -162,13 +162,11 @@ pub(super) async fn in_pool<T: Send + 'static>(
         Some(call) => call(),
         None => Err(refused()),
     };
-    match caught(|| tokio::task::spawn_blocking(run)) {
-        Some(done) => done.await.map_err(io::Error::other)?,
-        None => {
-            drop(take(&call));
-            Err(refused())
-        }
+    if let Some(done) = caught(|| tokio::task::spawn_blocking(run)) {
+        return done.await.map_err(io::Error::other)?;
     }
+    drop(take(&call));
+    Err(refused())
 }
 
 fn refused() -> io::Error {
