@@ -316,7 +316,9 @@ fn project_text() -> Result<Vec<u8>> {
 }
 
 fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(dir)? {
+    let entries =
+        fs::read_dir(dir).map_err(|e| format!("the project's sources, {}: {e}", dir.display()))?;
+    for entry in entries {
         let (path, kind) = entry.map(|e| (e.path(), e.file_type()))?;
         let name = path
             .file_name()

@@ -1,7 +1,8 @@
 //! Copies of segment files, on stable media before anything is cut.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -50,7 +51,12 @@ impl Backup {
                 return Err(Failure::Other(text));
             };
             let into = self.dir.join(partition);
-            std::fs::create_dir_all(&into).map_err(Failure::io("create", &into))?;
+            // As the store's own: records are nobody else's to read.
+            let mut private = DirBuilder::new();
+            private.recursive(true).mode(0o700);
+            private
+                .create(&into)
+                .map_err(Failure::io("create", &into))?;
             let copy = into.join(name);
             copy_file(file, &copy).map_err(|e| match e.kind() {
                 io::ErrorKind::AlreadyExists => Failure::Other(format!(
@@ -86,7 +92,11 @@ fn beside(store: &Path) -> PathBuf {
 
 fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
     let mut source = File::open(from)?;
-    let mut copy = OpenOptions::new().write(true).create_new(true).open(to)?;
+    let mut copy = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to)?;
     let copied = io::copy(&mut source, &mut copy)?;
     let len = source.metadata()?.len();
     if copied != len {

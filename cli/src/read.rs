@@ -7,12 +7,13 @@ use serde::Serialize;
 use crate::args::{ReadArgs, RecordFormat};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, complain};
-use crate::target::{NamedStore, close, partition};
+use crate::target::{NamedStore, close, partition, tell_damage};
 
 /// Prints the records that were asked for.
 pub(crate) async fn run(target: &NamedStore, args: ReadArgs) -> Result<Outcome, Failure> {
-    let (store, _) = target.open_read_only().await?;
+    let (store, report) = target.open_read_only().await?;
     let partition = partition(&store, args.partition).await?;
+    let damaged = tell_damage(&report, args.partition);
     let offsets = partition.offsets();
     let from = match (args.from, args.from_timestamp) {
         (Some(offset), _) => offset,
@@ -30,18 +31,14 @@ pub(crate) async fn run(target: &NamedStore, args: ReadArgs) -> Result<Outcome, 
         format: args.format,
         left: args.count.unwrap_or(u64::MAX),
         skip_damaged: args.skip_damaged,
-        damaged: false,
+        damaged,
     };
     let printed = printer.print(&partition, from).await;
     // What was read before an error is good.
     printer.out.flush()?;
     printed?;
     close(&store).await?;
-    Ok(if printer.damaged {
-        Outcome::Damaged
-    } else {
-        Outcome::Done
-    })
+    Ok(printer.outcome())
 }
 
 /// Prints records in a format, up to a number of them.
@@ -53,11 +50,19 @@ pub(crate) struct Printer {
     pub(crate) left: u64,
     /// Whether to go on behind damage.
     pub(crate) skip_damaged: bool,
-    /// Whether damage was passed over.
+    /// Whether damage was found.
     pub(crate) damaged: bool,
 }
 
 impl Printer {
+    pub(crate) fn outcome(&self) -> Outcome {
+        if self.damaged {
+            Outcome::Damaged
+        } else {
+            Outcome::Done
+        }
+    }
+
     /// Prints from `from` to the durable end; returns the offset to go on at.
     pub(crate) async fn print(&mut self, partition: &Partition, from: u64) -> Result<u64, Failure> {
         let mut at = from;

@@ -13,7 +13,7 @@ use crate::args::TailArgs;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, complain};
 use crate::read::Printer;
-use crate::target::{NamedStore, close, partition};
+use crate::target::{NamedStore, close, partition, tell_damage};
 
 /// How often a followed partition is looked at.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -34,7 +34,7 @@ pub(crate) async fn run(target: &NamedStore, args: TailArgs) -> Result<Outcome, 
     };
     if !args.follow {
         tail.look(target, &args).await?;
-        return Ok(Outcome::Done);
+        return Ok(tail.printer.outcome());
     }
     let follow = async {
         loop {
@@ -45,7 +45,7 @@ pub(crate) async fn run(target: &NamedStore, args: TailArgs) -> Result<Outcome, 
     tokio::select! {
         failed = follow => failed,
         interrupted = tokio::signal::ctrl_c() => match interrupted {
-            Ok(()) => Ok(Outcome::Done),
+            Ok(()) => Ok(tail.printer.outcome()),
             Err(e) => Err(Failure::Other(format!("wait for an interruption: {e}"))),
         },
     }
@@ -90,8 +90,11 @@ impl Tail {
 
     /// Prints what there is from where the last look ended.
     async fn look(&mut self, target: &NamedStore, args: &TailArgs) -> Result<(), Failure> {
-        let (store, _) = target.open_read_only().await?;
+        let (store, report) = target.open_read_only().await?;
         let partition = partition(&store, args.partition).await?;
+        if !self.printer.damaged {
+            self.printer.damaged = tell_damage(&report, args.partition);
+        }
         let offsets = partition.offsets();
         let (start, end) = (offsets.log_start(), offsets.durable());
         let from = match self.next {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use alluvium::{BackendKind, Error, Partition, RecoveryReport, Shards, Store, StoreBuilder};
 
 use crate::failure::Failure;
+use crate::output::complain;
 
 /// How long a store may take to close.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(60);
@@ -93,4 +94,17 @@ pub(crate) async fn partition(store: &Store, id: u64) -> Result<Partition, Failu
 /// Seals and closes.
 pub(crate) async fn close(store: &Store) -> Result<(), Failure> {
     Ok(store.close(CLOSE_PATIENCE).await?)
+}
+
+/// Tells what an opening found damaged of a partition: its end may lie before what was acknowledged.
+/// Returns whether there was anything.
+pub(crate) fn tell_damage(report: &RecoveryReport, id: u64) -> bool {
+    let of_it = report.partitions.iter().find(|p| p.partition == id);
+    let damage = of_it.and_then(|p| p.corruption.as_ref());
+    if let Some(damage) = damage {
+        complain(&format!(
+            "alluvium: damaged, what can be read is read: {damage}"
+        ));
+    }
+    damage.is_some()
 }

@@ -281,7 +281,9 @@ fn of_damage(seen: &mut Seen) {
     // A bad sector is an error of the disk, and damage where that is read around.
     let sim = machine_from(&files);
     let open = |on_corruption: OnCorruption| {
-        sim.fail_read(sim.counters().reads + 3, EIO);
+        for read in 3..300 {
+            sim.fail_read(sim.counters().reads + read, EIO);
+        }
         let opened = sim.block_on(try_open(&sim, |config| {
             tiny(config);
             config.on_corruption = on_corruption;
@@ -296,7 +298,7 @@ fn of_damage(seen: &mut Seen) {
         .iter()
         .filter_map(|p| p.corruption.as_ref());
     let found: Vec<_> = found.map(|c| name(&c.found)).collect();
-    assert_eq!(found.len(), 1, "{report}");
+    assert_eq!(found.len(), 2, "{report}");
     seen.corruptions.extend(found);
 }
 

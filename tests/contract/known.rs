@@ -52,6 +52,16 @@ async fn end(store: &Store) {
     assert!(matches!(e, Error::PartitionFailed { id: 1, .. }), "{e}");
 }
 
+/// A closed store with so many records.
+fn closed_log(sim: &Sim, records: u64) {
+    sim.block_on(async {
+        let (store, _) = try_open(sim, |_| {}).await.unwrap();
+        let p = store.create_partition(1).await.unwrap();
+        fill(&p, records, 1).await;
+        close(&store).await;
+    });
+}
+
 /// Ten records, and a failure behind them.
 async fn failed_log(sim: &Sim, on_corruption: OnCorruption) -> (Store, Partition) {
     let set = |c: &mut StoreConfig| c.on_corruption = on_corruption;
@@ -112,12 +122,7 @@ fn reopening_a_log_without_what_was_acknowledged_changes_nothing() {
 #[test]
 fn a_cut_that_is_not_made_leaves_the_proof_of_the_damage() {
     let sim = machine(12);
-    sim.block_on(async {
-        let (store, _) = try_open(&sim, |_| {}).await.unwrap();
-        let p = store.create_partition(1).await.unwrap();
-        fill(&p, 10, 1).await;
-        close(&store).await;
-    });
+    closed_log(&sim, 10);
     let path = newest_segment(&sim);
     let sound = sim.read_file(&path).unwrap();
     let headers = log_segments(&sim);
@@ -422,11 +427,8 @@ async fn read_from(p: &Partition, mut at: u64) -> u64 {
 #[test]
 fn a_read_only_store_reads_around_damage_whatever_the_policy() {
     let sim = machine(5);
+    closed_log(&sim, 10);
     sim.block_on(async {
-        let (store, _) = try_open(&sim, |_| {}).await.unwrap();
-        let p = store.create_partition(1).await.unwrap();
-        fill(&p, 10, 1).await;
-        close(&store).await;
         let path = newest_segment(&sim);
         sim.flip_bit(&path, position_of(&sim, &path, 4), 0).unwrap();
         let damaged = snapshot(&sim);

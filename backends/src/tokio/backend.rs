@@ -151,7 +151,7 @@ impl IoBackend for TokioBackend {
 ///
 /// An error of kind `Other` says that it did not run to its end: the call panicked, the runtime is ending,
 /// or the system refused the pool its first thread. There tokio panics and keeps the call, to run it once a
-/// thread can be had; so it is taken away: it never runs, and what it holds is let go.
+/// thread can be had; so it is taken away, with what it holds, unless another thread has begun it.
 pub(super) async fn in_pool<T: Send + 'static>(
     call: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {

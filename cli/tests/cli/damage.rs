@@ -1,7 +1,7 @@
 //! Damaged stores: every place is named, nothing is changed without being asked, copies come first.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -56,6 +56,12 @@ fn flip(path: &Path, position: u64) {
     let mut byte = [0];
     file.read_exact_at(&mut byte, position).unwrap();
     file.write_all_at(&[byte[0] ^ 1], position).unwrap();
+}
+
+/// Nobody else may read it.
+fn private(path: &Path) {
+    let mode = fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o077, 0, "{} is {mode:o}", path.display());
 }
 
 #[test]
@@ -194,7 +200,9 @@ fn repair_at(scene: &Scene, first: &Batch, readable_behind: u64) {
             "{} was copied as it was",
             name.display()
         );
+        private(&copies.join(partition).join(name));
     }
+    private(&copies);
 
     scene.run(&["verify"]).expect(0).says("clean");
     assert_eq!(scene.run(&["read"]).expect(0).text(), text(0..first.base));
@@ -275,6 +283,26 @@ fn one_damaged_copy_of_the_newest_header_costs_nothing_in_a_repair() {
             .run_with(&["append"], &scene.file("more", b"more\n"))
             .expect(0);
         scene.run(&["verify"]).expect(0);
+    }
+}
+
+#[test]
+fn an_end_that_is_lost_with_its_header_is_told_by_every_reader() {
+    let scene = Scene::new();
+    let lines = scene.file("lines", text(0..2_000).as_bytes());
+    scene
+        .run_with(&["append", "--segment-bytes", "16KiB"], &lines)
+        .expect(0);
+    let newest = Batch::of(&scene.inspect(), -1, "records")[0].path.clone();
+    for byte in [20, 2048 + 20] {
+        flip(&newest, byte);
+    }
+    let ran = scene.run(&["read"]).expect(1);
+    let ran = ran.complains("damaged");
+    let (printed, whole) = (ran.text(), text(0..2_000));
+    assert!(!printed.is_empty() && printed.len() < whole.len() && whole.starts_with(&*printed));
+    for (command, code) in [(&["tail"][..], 1), (&["read", "--from", "1999"], 2)] {
+        scene.run(command).expect(code).complains("damaged");
     }
 }
 

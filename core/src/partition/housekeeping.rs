@@ -167,6 +167,9 @@ impl<B: IoBackend> Partition<B> {
                 }
             }
         }
+        if state.retired.is_empty() {
+            state.held_rounds = 0;
+        }
         drop(state);
         if removed.is_empty() {
             return;
@@ -270,7 +273,6 @@ impl<F: IoFile> State<F> {
     /// for a look asks the file system and readers may hold them for hours.
     fn looks_at_retired(&mut self) -> bool {
         if self.retired.is_empty() {
-            self.held_rounds = 0;
             return false;
         }
         self.held_rounds = self.held_rounds.wrapping_add(1);

@@ -64,24 +64,18 @@ pub(super) const SCAN_CHUNK_BYTES: usize = 1 << 20;
 
 /// Opens the log of one partition.
 ///
-/// Where damage does not refuse a partition, a sector that cannot be read does not either: nothing of
-/// the partition can be read then, but the others can.
+/// Where damage does not refuse a partition, what the disk does not give of it does not either. When that
+/// decides where the log ends, nothing of the partition can be read, but the others can.
 pub(crate) async fn recover_partition<B: IoBackend>(
     backend: &B,
     context: &RecoveryContext,
 ) -> Result<RecoveredLog<B::File>> {
-    let read_around = match context.config.on_corruption {
-        OnCorruption::Refuse => false,
-        OnCorruption::Salvage => true,
-        // A cut that cannot see what it cuts is not made.
-        OnCorruption::CutTail { partition } => context.read_only || partition != context.partition,
-    };
     match recover(backend, context).await {
         Err(Error::Io {
-            action: READ,
+            action: "list" | "open" | "stat" | "read",
             path,
             source,
-        }) if read_around && context.known.is_none() && source.is_of_the_medium() => {
+        }) if context.reads_around() && source.is_of_the_medium() => {
             let mut damage = Damage::default();
             let corruption = Corruption {
                 path,
@@ -98,9 +92,6 @@ pub(crate) async fn recover_partition<B: IoBackend>(
     }
 }
 
-/// What an error of reading says was tried.
-const READ: &str = "read";
-
 async fn recover<B: IoBackend>(
     backend: &B,
     context: &RecoveryContext,
@@ -109,6 +100,7 @@ async fn recover<B: IoBackend>(
         read_only: context.read_only,
         direct: context.direct,
         fence_timeout: context.config.fence_timeout,
+        reads_around: context.reads_around(),
     };
     let (partition, incarnation) = (context.partition, context.incarnation);
     let inventory = take_inventory(backend, &context.dir, partition, incarnation, access).await?;
@@ -442,6 +434,18 @@ async fn next_segment<B: IoBackend>(
 }
 
 impl RecoveryContext {
+    /// Whether what the disk does not give counts as damage that is read around, not as an error of the
+    /// disk. A cut that cannot see what it cuts is not made, and a partition that is reopened can be
+    /// reopened again.
+    fn reads_around(&self) -> bool {
+        let by_policy = match self.config.on_corruption {
+            OnCorruption::Refuse => false,
+            OnCorruption::Salvage => true,
+            OnCorruption::CutTail { partition } => self.read_only || partition != self.partition,
+        };
+        by_policy && self.known.is_none()
+    }
+
     /// A request for the spare with the given number.
     pub(crate) fn spare_request(&self, number: u64, initialise_bytes: u64) -> SpareRequest {
         SpareRequest {

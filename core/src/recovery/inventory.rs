@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::error::{Corruption, CorruptionKind, Error, Result};
+use crate::error::{Corruption, CorruptionKind, Error, IoError, Result};
 use crate::format::{BatchHeader, FORMAT_VERSION, FormatError, SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::io::{
     AlignedBuf, EntryKind, FailStop, IoBackend, IoFile, LockKind, OpenMode, OpenOptions,
@@ -37,6 +37,8 @@ pub(super) struct Access {
     pub(super) read_only: bool,
     pub(super) direct: bool,
     pub(super) fence_timeout: Duration,
+    /// Whether a header that the disk does not give is damage of that file.
+    pub(super) reads_around: bool,
 }
 
 /// Lists `dir`, opens and fences every segment file, and only then reads the headers.
@@ -93,7 +95,7 @@ pub(super) async fn take_inventory<B: IoBackend>(
         .await?;
     let reading = opened
         .into_iter()
-        .map(|(path, file)| read_header(path, file, partition, incarnation));
+        .map(|(path, file)| read_header(path, file, partition, incarnation, access));
     inventory.found = stream::iter(reading)
         .buffered(FILES_AT_ONCE)
         .try_collect()
@@ -134,16 +136,36 @@ async fn read_header<F: IoFile>(
     file: F,
     partition: u64,
     incarnation: u32,
+    access: Access,
 ) -> Result<Found<F>> {
     let file = FailStop::new(file);
     let len = file.len().await.map_err(|e| Error::io("stat", &path, e))?;
     // The header block, and the start of the first batch.
-    let wanted = 2 * SEGMENT_HEADER_LEN;
-    let buf = AlignedBuf::with_capacity(wanted);
-    let block = file
-        .read_at(buf, 0, wanted)
-        .await
-        .map_err(|e| Error::io("read", &path, e))?;
+    let read = async |len| file.read_at(AlignedBuf::with_capacity(len), 0, len).await;
+    let mut block = read(2 * SEGMENT_HEADER_LEN).await.map_err(IoError::from);
+    let is_bad = |e: &IoError| access.reads_around && e.is_of_the_medium();
+    if block.as_ref().is_err_and(is_bad) {
+        // The batch may be bad, and the header sound.
+        block = read(SEGMENT_HEADER_LEN).await.map_err(IoError::from);
+    }
+    let block = match block {
+        Ok(block) => block,
+        Err(e) if is_bad(&e) => {
+            return Ok(Found {
+                path,
+                file,
+                len,
+                header: Err(CorruptionKind::Unreadable(e)),
+            });
+        }
+        Err(source) => {
+            return Err(Error::Io {
+                action: "read",
+                path,
+                source,
+            });
+        }
+    };
     let (block, first) = block.split_at(SEGMENT_HEADER_LEN.min(block.len()));
     let header = SegmentHeader::decode(block);
     if let Err(FormatError::UnsupportedVersion { found }) = header {
@@ -194,8 +216,7 @@ pub(crate) async fn fence<B: IoBackend>(
     path: &Path,
     timeout: Duration,
 ) -> Result<bool> {
-    let deadline = backend.now().saturating_add(timeout);
-    let mut pause = Duration::from_millis(1);
+    let began = backend.now();
     loop {
         if file
             .try_lock(kind)
@@ -203,12 +224,14 @@ pub(crate) async fn fence<B: IoBackend>(
         {
             return Ok(true);
         }
-        let left = deadline.saturating_sub(backend.now());
+        let waited = backend.now().saturating_sub(began);
+        let left = timeout.saturating_sub(waited);
         if left.is_zero() {
             return Ok(false);
         }
+        // Never a quarter longer than need be: the ring of a dead process takes some 10 to 60 ms.
+        let pause = (waited / 4).clamp(Duration::from_millis(1), Duration::from_millis(50));
         backend.sleep(pause.min(left)).await;
-        pause = (pause * 2).min(Duration::from_millis(50));
     }
 }
 
