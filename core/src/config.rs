@@ -68,7 +68,7 @@ pub enum SealedReads {
 pub struct StoreConfig {
     /// Shard threads.
     pub shards: Shards,
-    /// Requests that may be under way per shard (queued or executing) before callers wait.
+    /// Requests of any kind that may be under way per shard (queued or executing) before callers wait.
     pub mailbox_requests_max: usize,
     /// Bytes of batches that may be under way per shard before callers wait. At least one batch
     /// of the largest size must fit.

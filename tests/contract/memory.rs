@@ -1,6 +1,6 @@
 //! Memory is bounded: with a disk that does not answer, callers wait or hear `Full`.
 
-use alluvium::{Ack, Error, ReadLimits, Visibility};
+use alluvium::{Ack, Error, InspectRequest, ReadLimits, Visibility};
 use alluvium_testkit::logs::{batch, close, fill, verify};
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -94,6 +94,57 @@ fn reads_wait_within_the_bounds() {
         at_rest(&sim, &store).await;
         let all = (0..10).map(|_| verify(&p, 0, 500));
         join_all(all).await;
+        close(&store).await;
+    });
+}
+
+/// Requests that carry nothing take room all the same, also those whose callers have gone: who tries
+/// again and again on a disk that stands still fills no queue.
+#[test]
+fn requests_of_every_kind_wait_within_the_bounds() {
+    const ROOM: usize = 32;
+    let sim = machine(5);
+    sim.block_on(async {
+        let opened = try_open(&sim, |c| c.mailbox_requests_max = ROOM);
+        let (store, _) = opened.await.unwrap();
+        let p = store.create_partition(1).await.unwrap();
+        fill(&p, 500, 5).await;
+        sim.set_stalled(true);
+        let append = p.try_append(batch(500, 1), Ack::Durable.into());
+        let append = append.unwrap_or_else(|refused| panic!("{}", refused.error));
+        let ask = async |n: u64| match n % 4 {
+            0 => p.sync().await.map(drop),
+            1 => p.trim_before(1 + n % 100).await,
+            2 => p.offset_for_timestamp(i64::MAX).await.map(drop),
+            _ => p.inspect(InspectRequest::default()).await.map(drop),
+        };
+        let mut waiting = FuturesUnordered::new();
+        for round in 0..50 {
+            let stats = store.stats().await.unwrap()[0];
+            assert!(stats.requests_under_way <= ROOM, "{stats:?}");
+            for n in 0..40 {
+                let asked = ask(round * 40 + n);
+                if round % 2 == 0 {
+                    drop(polled(Box::pin(asked), 1).await);
+                } else {
+                    waiting.push(asked);
+                }
+            }
+            drop(polled(waiting.next(), 1).await);
+            sim.sleep(std::time::Duration::from_millis(1)).await;
+        }
+        let refused = p.try_append(batch(501, 1), Ack::Durable.into());
+        let refused = refused.err().expect("what waits fills the mailbox");
+        assert!(matches!(refused.error, Error::Full { what: "requests" }));
+        sim.set_stalled(false);
+        while let Some(result) = waiting.next().await {
+            result.unwrap();
+        }
+        append.await.unwrap();
+        at_rest(&sim, &store).await;
+        let stats = store.stats().await.unwrap()[0];
+        assert_eq!(stats.requests_under_way, 0, "{stats:?}");
+        verify(&p, 98, 501).await;
         close(&store).await;
     });
 }

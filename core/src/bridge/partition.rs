@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::format::{Batch, BatchKind};
 use crate::offset::Offsets;
 use crate::partition::{
-    Ack, AppendRequest, Appended, Change, Fetched, InspectRequest, Inspection, Located,
+    Ack, AppendRequest, Appended, Asked, Change, Fetched, InspectRequest, Inspection, Located,
     PartitionInfo, Permit, RawPiece, ReadLimits, Reading, Replies, Reply, Request, Tail,
     Visibility, Wanted,
 };
@@ -204,10 +204,11 @@ impl Partition {
         })
     }
 
-    async fn change<T>(&self, change: impl FnOnce(Reply<T>) -> Change) -> Result<T> {
+    async fn change<T>(&self, change: impl FnOnce(Asked<T>) -> Change) -> Result<T> {
+        let permit = self.inner.mailbox.reserve(0).await?;
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
         let ask = |reply| {
-            let request = Request::Change(change(reply));
+            let request = Request::Change(change(Asked { reply, permit }));
             Command::Submit {
                 id,
                 incarnation,
@@ -393,7 +394,7 @@ impl Partition {
     /// # Errors
     /// [`Error::OutOfRange`] beyond the log end. Below the log start it is done already.
     pub async fn trim_before(&self, offset: u64) -> Result<()> {
-        self.change(|reply| Change::Trim(offset, reply)).await
+        self.change(|asked| Change::Trim(offset, asked)).await
     }
 
     /// Removes all records at and above `offset`; durable when it returns. The next append gets
@@ -403,7 +404,7 @@ impl Partition {
     /// [`Error::OutOfRange`]; [`Error::InsideOpaqueBatch`]; [`Error::NoSpace`] when no segment can
     /// be had (nothing was changed).
     pub async fn truncate_to(&self, offset: u64) -> Result<()> {
-        self.change(|reply| Change::Truncate(offset, reply)).await
+        self.change(|asked| Change::Truncate(offset, asked)).await
     }
 
     /// Recovers the partition after [`Error::PartitionFailed`]; other partitions are not touched.
@@ -426,12 +427,13 @@ impl Partition {
     /// Offset of the first durable record whose timestamp (milliseconds since the Unix epoch) is
     /// at or after the given one; `None` when all are older.
     pub async fn offset_for_timestamp(&self, timestamp_ms: i64) -> Result<Option<u64>> {
+        let permit = self.inner.mailbox.reserve(0).await?;
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
         let ask = |reply| Command::OffsetForTimestamp {
             id,
             incarnation,
             timestamp_ms,
-            reply,
+            asked: Asked { reply, permit },
         };
         self.inner.mailbox.ask(ask).await
     }
@@ -455,12 +457,13 @@ impl Partition {
     /// # Errors
     /// Those of reading files; damage is part of the answer.
     pub async fn inspect(&self, request: InspectRequest) -> Result<Inspection> {
+        let permit = self.inner.mailbox.reserve(0).await?;
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
         let ask = |reply| Command::Inspect {
             id,
             incarnation,
             request,
-            reply,
+            asked: Asked { reply, permit },
         };
         self.inner.mailbox.ask(ask).await
     }

@@ -11,7 +11,7 @@ use super::cache::TailCache;
 use super::driver::carry_out;
 use super::request::Change;
 use super::roll::Continuation;
-use super::{Mode, Partition, State, answer};
+use super::{Mode, Partition, State};
 use crate::commit::{Mark, Pipeline};
 use crate::error::{Error, Result};
 use crate::format::{Batch, Control, ControlReason, SEGMENT_HEADER_LEN};
@@ -26,8 +26,8 @@ impl<B: IoBackend> Partition<B> {
     /// Carries out a change that needed the partition to be at rest.
     pub(super) async fn change(self: &Rc<Self>, change: Change) {
         match change {
-            Change::Truncate(to, reply) => answer(reply, self.truncate(to).await),
-            Change::Trim(to, reply) => answer(reply, self.roll_for_trim(to).await),
+            Change::Truncate(to, asked) => asked.answer(self.truncate(to).await),
+            Change::Trim(to, asked) => asked.answer(self.roll_for_trim(to).await),
             Change::Retain => {
                 let target = self.retention_target(&self.state.borrow());
                 if let Some(to) = target
@@ -36,8 +36,8 @@ impl<B: IoBackend> Partition<B> {
                     self.shard.stats.housekeeping_failed();
                 }
             }
-            Change::Reopen(reply) => answer(reply, self.reopen().await),
-            Change::Close(reply) => {
+            Change::Reopen(asked) => asked.answer(self.reopen().await),
+            Change::Close(asked) => {
                 // A partition that has failed closes, but not in order, and the caller hears of it.
                 let failure = match &self.state.borrow().mode {
                     Mode::Failed(cause) => Err(self.failed(cause)),
@@ -46,13 +46,13 @@ impl<B: IoBackend> Partition<B> {
                 let result = self.seal_at_rest().await.and(failure);
                 self.shard.name_work_done().await;
                 self.end();
-                answer(reply, result);
+                asked.answer(result);
             }
-            Change::Abandon(reply) => {
+            Change::Abandon(asked) => {
                 self.end();
-                answer(reply, Ok(()));
+                asked.answer(Ok(()));
             }
-            Change::Sync(reply) => answer(reply, Ok(self.state.borrow().offsets.durable())),
+            Change::Sync(asked) => asked.answer(Ok(self.state.borrow().offsets.durable())),
         }
     }
 

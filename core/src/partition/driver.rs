@@ -13,7 +13,7 @@ use futures_core::Stream;
 use futures_util::stream::FuturesUnordered;
 
 use super::group::{CONTROL_BATCH_LEN, Formed, Write};
-use super::request::{Change, Waiter, WaiterKind};
+use super::request::{Asked, Change, Waiter, WaiterKind};
 use super::{Mode, Partition, Request, State, answer};
 use crate::commit::GroupId;
 use crate::error::Error;
@@ -233,16 +233,16 @@ impl<B: IoBackend> Partition<B> {
         idle: bool,
     ) -> Started<B::File> {
         match change {
-            Change::Sync(reply) => {
+            Change::Sync(asked) => {
                 state.durable_wanted = state.placed.count;
-                let kind = WaiterKind::Sync(state.placed.offset, reply);
+                let kind = WaiterKind::Sync(state.placed.offset, asked);
                 state.wait_durable(kind);
                 let offsets = state.offsets;
                 self.settle_waiters(state);
                 debug_assert!(state.offsets.durable() >= offsets.durable());
                 Started::Done
             }
-            Change::Trim(to, reply) => self.start_trim(state, to, Some(reply), idle),
+            Change::Trim(to, asked) => self.start_trim(state, to, Some(asked), idle),
             Change::Retain => match self.retention_target(state) {
                 Some(to) => self.start_trim(state, to, None, idle),
                 None => Started::Done,
@@ -261,7 +261,7 @@ impl<B: IoBackend> Partition<B> {
         &self,
         state: &mut State<B::File>,
         to: u64,
-        reply: Option<super::Reply<()>>,
+        asked: Option<Asked<()>>,
         idle: bool,
     ) -> Started<B::File> {
         let offsets = state.offsets;
@@ -276,18 +276,18 @@ impl<B: IoBackend> Partition<B> {
             } else {
                 Ok(())
             };
-            if let Some(reply) = reply {
-                answer(reply, result);
+            if let Some(asked) = asked {
+                asked.answer(result);
             }
             return Started::Done;
         }
-        let again = |reply| match reply {
-            Some(reply) => Change::Trim(to, reply),
+        let again = |asked| match asked {
+            Some(asked) => Change::Trim(to, asked),
             None => Change::Retain,
         };
         if to > offsets.durable() {
             state.durable_wanted = state.placed.count;
-            return Started::Blocked(again(reply));
+            return Started::Blocked(again(asked));
         }
         // At rest the control batch is a seal as well: one write instead of two, and, as with a
         // seal, no offset needs to stay reserved.
@@ -304,7 +304,7 @@ impl<B: IoBackend> Partition<B> {
             .is_some_and(|a| a.has_control_room(batch.encoded_len()));
         if has_room {
             if !state.pipeline.has_room() || state.zeros_in_the_way(batch.encoded_len()) {
-                return Started::Blocked(again(reply));
+                return Started::Blocked(again(asked));
             }
             let write = self.place_control(state, batch);
             state.log_start_placed = state.log_start_placed.max(to);
@@ -313,14 +313,14 @@ impl<B: IoBackend> Partition<B> {
                 state.reserved_durable = reserved;
                 state.reserved_placed = reserved;
             }
-            state.wait_durable(WaiterKind::Trim(to, reply));
+            state.wait_durable(WaiterKind::Trim(to, asked));
             return Started::Step(Step::Write(write));
         }
         // No room for even a control batch: the header of the next segment carries the trim.
         if state.settle(idle) {
-            Started::Step(Step::Change(again(reply)))
+            Started::Step(Step::Change(again(asked)))
         } else {
-            Started::Blocked(again(reply))
+            Started::Blocked(again(asked))
         }
     }
 
@@ -362,13 +362,13 @@ impl<B: IoBackend> Partition<B> {
                 self.shard.stats.acknowledged(settled.appended.count);
                 answer(reply, Ok(settled));
             }
-            WaiterKind::Sync(end, reply) => answer(reply, Ok(end)),
-            WaiterKind::Trim(to, reply) => {
+            WaiterKind::Sync(end, asked) => asked.answer(Ok(end)),
+            WaiterKind::Trim(to, asked) => {
                 state.offsets.set_log_start(to);
                 self.publish(state.offsets);
                 state.retire_below(to);
-                if let Some(reply) = reply {
-                    answer(reply, Ok(()));
+                if let Some(asked) = asked {
+                    asked.answer(Ok(()));
                 }
             }
             WaiterKind::Reserve(end) => state.reserved_durable = state.reserved_durable.max(end),

@@ -42,7 +42,7 @@ pub use read::{Fetched, ReadLimits, Visibility};
 pub use request::{Ack, Appended};
 pub(crate) use tail::{Tail, TailRead};
 
-pub(crate) use request::{AppendRequest, Change, Permit, Replies, Reply, Request, Settled};
+pub(crate) use request::{AppendRequest, Asked, Change, Permit, Replies, Reply, Request, Settled};
 
 use cache::TailCache;
 use gate::ReadGate;

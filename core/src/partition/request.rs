@@ -65,6 +65,31 @@ pub(crate) struct Permit {
     pub(crate) _bytes: Option<OwnedSemaphorePermit>,
 }
 
+/// Where the answer to a change goes, and the room in the mailbox that it holds until then.
+#[derive(Debug)]
+pub(crate) struct Asked<T> {
+    pub(crate) reply: Reply<T>,
+    pub(crate) permit: Permit,
+}
+
+impl<T> Asked<T> {
+    pub(crate) fn answer(self, result: Result<T>) {
+        // Who hears of it finds the room free.
+        drop(self.permit);
+        answer(self.reply, result);
+    }
+}
+
+/// What the shard itself asks for takes no room.
+impl<T> From<Reply<T>> for Asked<T> {
+    fn from(reply: Reply<T>) -> Self {
+        Self {
+            reply,
+            permit: Permit::default(),
+        }
+    }
+}
+
 /// Who is told what about an append.
 #[derive(Debug)]
 pub(crate) struct Replies {
@@ -98,19 +123,19 @@ pub(crate) struct AppendRequest {
 #[derive(Debug)]
 pub(crate) enum Change {
     /// Everything before it in the queue becomes durable.
-    Sync(Reply<u64>),
+    Sync(Asked<u64>),
     /// Removes all records below the offset.
-    Trim(u64, Reply<()>),
+    Trim(u64, Asked<()>),
     /// Removes all records at and above the offset.
-    Truncate(u64, Reply<()>),
+    Truncate(u64, Asked<()>),
     /// Applies retention.
     Retain,
     /// Recovers a failed partition.
-    Reopen(Reply<PartitionReport>),
+    Reopen(Asked<PartitionReport>),
     /// Seals the log and ends the driver.
-    Close(Reply<()>),
+    Close(Asked<()>),
     /// Ends the driver without another write; the directory is about to go.
-    Abandon(Reply<()>),
+    Abandon(Asked<()>),
 }
 
 impl Change {
@@ -125,12 +150,12 @@ impl Change {
 
     pub(super) fn refuse(self, error: Error) {
         match self {
-            Self::Sync(reply) => answer(reply, Err(error)),
-            Self::Trim(_, reply)
-            | Self::Truncate(_, reply)
-            | Self::Close(reply)
-            | Self::Abandon(reply) => answer(reply, Err(error)),
-            Self::Reopen(reply) => answer(reply, Err(error)),
+            Self::Sync(asked) => asked.answer(Err(error)),
+            Self::Trim(_, asked)
+            | Self::Truncate(_, asked)
+            | Self::Close(asked)
+            | Self::Abandon(asked) => asked.answer(Err(error)),
+            Self::Reopen(asked) => asked.answer(Err(error)),
             Self::Retain => {}
         }
     }
@@ -166,9 +191,9 @@ pub(super) struct Waiter {
 #[derive(Debug)]
 pub(super) enum WaiterKind {
     Append(Settled, Reply<Settled>),
-    Sync(u64, Reply<u64>),
+    Sync(u64, Asked<u64>),
     /// A trim to this offset: it takes effect when its control batch is durable.
-    Trim(u64, Option<Reply<()>>),
+    Trim(u64, Option<Asked<()>>),
     /// Offsets below are reserved once the control batch is durable.
     Reserve(u64),
     /// Only the permit waits.
@@ -179,8 +204,8 @@ impl WaiterKind {
     pub(super) fn refuse(self, error: Error) {
         match self {
             Self::Append(_, reply) => answer(reply, Err(error)),
-            Self::Sync(_, reply) => answer(reply, Err(error)),
-            Self::Trim(_, Some(reply)) => answer(reply, Err(error)),
+            Self::Sync(_, asked) => asked.answer(Err(error)),
+            Self::Trim(_, Some(asked)) => asked.answer(Err(error)),
             Self::Trim(_, None) | Self::Reserve(_) | Self::Nobody => {}
         }
     }

@@ -111,7 +111,7 @@ impl<B: IoBackend> Shard<B> {
         let (dir, deleted) = (found.dir(&self.path), found.dir_deleted(&self.path));
         // Appends end first: none may be acknowledged into a directory that is going.
         let (reply, done) = oneshot::channel();
-        partition.submit(Request::Change(Change::Abandon(reply)));
+        partition.submit(Request::Change(Change::Abandon(reply.into())));
         match done.await {
             Ok(Ok(()) | Err(Error::Closed)) => {}
             Ok(Err(e)) => return Err(e),

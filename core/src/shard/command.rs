@@ -10,8 +10,8 @@ use crate::io::Capabilities;
 use crate::metrics::ShardStats;
 use crate::offset::Offsets;
 use crate::partition::{
-    Fetched, InspectRequest, Inspection, Located, PartitionInfo, Permit, RawPiece, Reading, Reply,
-    Request, Tail, Wanted,
+    Asked, Fetched, InspectRequest, Inspection, Located, PartitionInfo, Permit, RawPiece, Reading,
+    Reply, Request, Tail, Wanted,
 };
 use crate::recovery::PartitionReport;
 use crate::sync::yield_thread;
@@ -72,7 +72,7 @@ pub(crate) enum Command {
         id: u64,
         incarnation: u32,
         request: InspectRequest,
-        reply: Reply<Inspection>,
+        asked: Asked<Inspection>,
     },
     Submit {
         id: u64,
@@ -110,7 +110,7 @@ pub(crate) enum Command {
         id: u64,
         incarnation: u32,
         timestamp_ms: i64,
-        reply: Reply<Option<u64>>,
+        asked: Asked<Option<u64>>,
     },
     Stats(Reply<ShardStats>),
     Close {

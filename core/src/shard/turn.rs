@@ -20,7 +20,7 @@ use crate::config::StoreConfig;
 use crate::error::{Error, Result};
 use crate::io::{BufPool, IoBackend};
 use crate::metrics::ShardStats;
-use crate::partition::{Change, Gone, Partition, Reply, Request, ShardContext, answer};
+use crate::partition::{Asked, Change, Gone, Partition, Reply, Request, ShardContext, answer};
 
 /// Requests that one turn takes from the mailbox before the event loop gets its share.
 const TURN_REQUESTS: usize = 256;
@@ -225,11 +225,9 @@ impl<B: IoBackend> Shard<B> {
                 // Who has gone needs no answer.
                 if !reply.is_closed() {
                     match self.find(id, incarnation) {
-                        Ok(p) => self.spawn(reply, async move {
+                        Ok(p) => self.spawn(Asked { reply, permit }, async move {
                             let read = p.read(reading.from, reading.limits, reading.visibility);
-                            let result = read.await;
-                            drop(permit);
-                            result
+                            read.await
                         }),
                         Err(e) => answer(reply, Err(e)),
                     }
@@ -269,19 +267,19 @@ impl<B: IoBackend> Shard<B> {
                 id,
                 incarnation,
                 timestamp_ms,
-                reply,
+                asked,
             } => match self.find(id, incarnation) {
-                Ok(p) => self.spawn(reply, p.offset_for_timestamp(timestamp_ms)),
-                Err(e) => answer(reply, Err(e)),
+                Ok(p) => self.spawn(asked, p.offset_for_timestamp(timestamp_ms)),
+                Err(e) => asked.answer(Err(e)),
             },
             Command::Inspect {
                 id,
                 incarnation,
                 request,
-                reply,
+                asked,
             } => match self.find(id, incarnation) {
-                Ok(p) => self.spawn(reply, p.inspect(request)),
-                Err(e) => answer(reply, Err(e)),
+                Ok(p) => self.spawn(asked, p.inspect(request)),
+                Err(e) => asked.answer(Err(e)),
             },
             Command::Ping(reply) => answer(reply, ()),
             Command::Boot(reply) => {
@@ -357,10 +355,15 @@ impl<B: IoBackend> Shard<B> {
         }));
     }
 
-    fn spawn<T: 'static>(&self, reply: Reply<T>, task: impl Future<Output = Result<T>> + 'static) {
+    fn spawn<T: 'static>(
+        &self,
+        asked: impl Into<Asked<T>>,
+        task: impl Future<Output = Result<T>> + 'static,
+    ) {
+        let asked = asked.into();
         self.shared
             .backend
-            .spawn(Box::pin(async move { answer(reply, task.await) }));
+            .spawn(Box::pin(async move { asked.answer(task.await) }));
     }
 
     async fn boot(&self) -> Result<Booted> {
@@ -402,7 +405,7 @@ impl<B: IoBackend> Shard<B> {
         let mut waiting = Vec::with_capacity(all.len());
         for partition in all {
             let (reply, done) = oneshot::channel();
-            partition.submit(Request::Change(Change::Close(reply)));
+            partition.submit(Request::Change(Change::Close(reply.into())));
             waiting.push(done);
         }
         let shared = Rc::clone(&self.shared);

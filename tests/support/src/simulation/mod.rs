@@ -60,8 +60,17 @@ impl Lineage {
     }
 
     /// The one that the environment asks for.
+    ///
+    /// # Panics
+    /// When it asks for many as well: one replayed lineage must not look like a run of all of them.
     pub fn from_environment() -> Option<Self> {
         let seed = std::env::var("SEED").ok()?;
+        for many in ["CASES", "SECONDS"] {
+            assert!(
+                std::env::var_os(many).is_none(),
+                "SEED runs one lineage alone, so leave out {many}; FIRST is the seed of the first of many"
+            );
+        }
         let mut words = vec![format!("SEED={seed}")];
         for name in ["LIVES", "WITHOUT", "STEPS", "CRASHES", "FAULTS", "NESTED"] {
             if let Ok(value) = std::env::var(name) {
