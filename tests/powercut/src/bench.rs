@@ -36,7 +36,8 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// A new disk for a store of `kind`, mounted in a directory of its own in `scratch`.
+    /// A new disk for a store of `kind`, mounted in a directory of its own in `scratch`. Below xfs it tears
+    /// at 4096 bytes only.
     ///
     /// # Panics
     /// When there is no room for a directory.
@@ -45,6 +46,12 @@ impl Bench {
             .prefix("powercut-")
             .tempdir_in(scratch)
             .unwrap();
+        let mut disk = Disk::new(seed);
+        if layout == Layout::Xfs {
+            // Its log recovery leaves a block of metadata alone whose first sector tells of the last change,
+            // and so does not mend one that is torn inside: it is not mounted then.
+            disk.tear_at_pages();
+        }
         Self {
             kind,
             kinds: backends(),
@@ -57,7 +64,7 @@ impl Bench {
             rng: Rng(seed),
             judge: Judge::new(&layout.store(place.path()), seed),
             judged: Judged::default(),
-            disk: Some(Disk::new(seed)),
+            disk: Some(disk),
             volume: None,
             left: None,
             place,

@@ -10,8 +10,9 @@
 //!   `O_DSYNC` or `RWF_DSYNC`; then it, and the length of the file, are stable. It makes nothing
 //!   else stable.
 //! * A power cut keeps of every sector of 512 bytes one of the versions since the last sync, each
-//!   sector by itself: reordered and torn. That includes the writes that were in flight. On request
-//!   it tears at 4096 bytes only, and keeps the newest version or the one before the sync.
+//!   sector by itself: reordered and torn. That includes the writes that were in flight. Below
+//!   xfs, and on request, it tears at 4096 bytes only, and keeps the newest version or the one before the
+//!   sync.
 //! * Lengths and directory entries are stable after a sync of the file or directory. A cut keeps
 //!   the changes of a file's length, or of one directory, up to any point.
 //! * Operations may complete late and out of order; any operation can fail with an error.

@@ -122,7 +122,46 @@ impl Judge<'_> {
             End::Full | End::Nothing if sealed => TailCase::Clean,
             End::Full | End::Nothing => TailCase::Unsealed,
         };
+        if verdict.case == TailCase::Corrupt {
+            verdict.log_start = self.trimmed_behind(position, verdict.log_start);
+        }
         verdict
+    }
+
+    /// The log start, with the trims in the whole batches behind the end of the chain: they have let go of
+    /// files, which are not missing.
+    fn trimmed_behind(&self, end: usize, log_start: u64) -> u64 {
+        let unit = self.own.alignment as usize;
+        let is_whole = |at: &usize| self.whole(*at).is_some();
+        let (mut log_start, mut at) = (log_start, end);
+        loop {
+            let next = if let Some((head, next)) = self.whole(at) {
+                let body = &self.file[at + BATCH_HEADER_LEN..][..head.body_len];
+                if head.kind == CONTROL && is_control(body) {
+                    log_start = log_start.max(u64_at(body, 16));
+                }
+                Some(next)
+            } else {
+                // What follows a header in its group, or else the next group.
+                let in_group = self.header(at).map(|head| self.position_after(&head));
+                let groups = ((at + 1).next_multiple_of(unit)..self.file.len()).step_by(unit);
+                let follows = in_group.filter(is_whole);
+                follows.or_else(|| groups.into_iter().find(is_whole))
+            };
+            match next {
+                Some(next) if next < self.file.len() => at = next,
+                _ => return log_start,
+            }
+        }
+    }
+
+    fn position_after(&self, head: &Head) -> usize {
+        let end = head.position + BATCH_HEADER_LEN + head.body_len;
+        if head.last_in_group {
+            end.next_multiple_of(self.own.alignment as usize)
+        } else {
+            end
+        }
     }
 
     /// Whether something of this use of the file lies behind the end, and whether it proves a loss.
@@ -179,11 +218,7 @@ impl Judge<'_> {
         let body_at = at + BATCH_HEADER_LEN;
         let end = body_at + head.body_len;
         let body = self.file.get(body_at..end)?;
-        let next = if head.last_in_group {
-            end.next_multiple_of(own.alignment as usize)
-        } else {
-            end
-        };
+        let next = self.position_after(&head);
         let padding = self.file.get(end..next)?;
         let sound = crc32(body) == u32_at(self.file, at + 52)
             && padding.iter().all(|byte| *byte == 0)
