@@ -64,7 +64,7 @@ pub(crate) fn flaws(
     text_of: impl Fn(&str) -> Option<String>,
     census: &[String],
 ) -> Vec<String> {
-    let mut found = vec![];
+    let (mut found, mut taken) = (vec![], vec![]);
     if mutants.len() < MUTANTS_MIN {
         found.push(format!("only {} mutants", mutants.len()));
     }
@@ -84,11 +84,20 @@ pub(crate) fn flaws(
             flaw(format!("there is no test {test}"));
         }
         for (file, find, put) in &mutant.edits {
-            let places = text_of(file).map_or(0, |text| {
-                without_space(&text).matches(&without_space(find)).count()
-            });
-            if places != 1 {
-                flaw(format!("in {file} {places} places are `{find}`"));
+            let (text, find_bare) = (text_of(file).unwrap_or_default(), without_space(find));
+            let bare = without_space(&text);
+            let places: Vec<_> = bare.match_indices(&find_bare).map(|(at, _)| at).collect();
+            if let [at] = places[..] {
+                let end = at + find_bare.len();
+                let overlaps = |(other, from, to): &(&str, usize, usize)| {
+                    *other == file && *from < end && at < *to
+                };
+                if taken.iter().any(overlaps) {
+                    flaw(format!("in {file} another one replaces `{find}`"));
+                }
+                taken.push((file, at, end));
+            } else {
+                flaw(format!("in {file} {} places are `{find}`", places.len()));
             }
             if !put.contains("MUTANT") {
                 flaw(format!("it is always on: `{put}`"));
