@@ -107,7 +107,7 @@ fn answered(
     result: Result<Appended, Error>,
 ) -> Result<bool, String> {
     let mut world = world.borrow_mut();
-    let faulty = world.faulty;
+    let faulty = world.faulty();
     let log = world.logs.get_mut(&p.id()).unwrap();
     match result {
         Ok(appended) => {

@@ -37,7 +37,7 @@ pub(crate) fn world(lineage: &Lineage, verbose: bool) -> Shared {
         lineage: lineage.clone(),
         life: 0,
         ran: Ran::default(),
-        faulty: false,
+        faults: 0,
         recovered: false,
         verbose,
     }))

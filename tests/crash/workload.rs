@@ -32,8 +32,8 @@ pub(crate) struct World {
     pub(crate) lineage: Lineage,
     pub(crate) life: u64,
     pub(crate) ran: Ran,
-    /// An error was injected and may still strike.
-    pub(crate) faulty: bool,
+    /// Errors that were injected: so many operations may still fail.
+    pub(crate) faults: u64,
     /// The opening has returned in this life.
     pub(crate) recovered: bool,
     pub(crate) verbose: bool,
@@ -42,6 +42,17 @@ pub(crate) struct World {
 pub(crate) type Shared = Rc<RefCell<World>>;
 
 impl World {
+    /// Whether an error was injected that may still strike.
+    pub(crate) fn faulty(&self) -> bool {
+        self.faults > 0
+    }
+
+    /// Whether what failed `tries` times may do so once more: each error strikes one operation, wherever
+    /// that was, and two more are let pass.
+    fn may_fail_again(&self, tries: u64) -> bool {
+        self.faulty() && tries < self.faults + 2
+    }
+
     /// Begins a step of this life, with chance of its own. `false`: it is left out.
     fn begins(&mut self, step: u64) -> bool {
         self.rng = Rng::of(self.lineage.seed, self.life, step);
@@ -127,9 +138,9 @@ pub(crate) async fn life(
         let builder = builder.configure(|c| c.shards = Shards::Count(shards));
         match builder.backend(factory.clone()).open().await {
             Ok(opened) => break opened,
-            // An injected error struck the recovery: the next try must do.
+            // An injected error struck the recovery; it does so once.
             Err(e @ (Error::Io { .. } | Error::NoSpace { .. }))
-                if world.borrow().faulty && tries < 3 =>
+                if world.borrow().may_fail_again(tries) =>
             {
                 tries += 1;
                 trace!(world, "a fault struck the opening: {e}");
@@ -222,7 +233,7 @@ pub(crate) async fn life(
                 log.durable = log.durable.max(end);
             }
         } else {
-            ensure!(world.borrow().faulty, "close: {closed:?}");
+            ensure!(world.borrow().faulty(), "close: {closed:?}");
         }
     }
     Ok(())
@@ -245,7 +256,7 @@ pub(crate) async fn judge(
             // Its segment may be in its next use before the offsets tell.
             Err(Error::OutOfRange { .. }) if retention => sim.sleep(Duration::from_millis(1)).await,
             // A read may fail, and is tried again.
-            Err(Error::Io { .. }) if world.borrow().faulty && tries < 3 => tries += 1,
+            Err(Error::Io { .. }) if world.borrow().may_fail_again(tries) => tries += 1,
             Err(e) => return Err(format!("P1 partition {}: {e}", p.id())),
         }
     };
@@ -293,7 +304,7 @@ async fn phase(
     if fault {
         trace!(world, "a fault is armed at operation {}", sim.op_count());
         let mut world = world.borrow_mut();
-        world.faulty = true;
+        world.faults += 1;
         world.coverage.counts.errors_armed += 1;
         // EIO, ENOSPC, ENOMEM.
         let errno = world.rng.pick(&[5, 5, 5, 28, 12]);
@@ -336,7 +347,7 @@ async fn create(store: &Store, partitions: &mut Vec<Partition>, world: &Shared) 
             partitions.push(p);
         }
         Err(e) => {
-            ensure!(world.borrow().faulty, "create: {e}");
+            ensure!(world.borrow().faulty(), "create: {e}");
             trace!(world, "create: {e}");
         }
     }
@@ -359,7 +370,7 @@ async fn delete(
             world.unsure.remove(&p.id());
             world.coverage.counts.deleted += 1;
         }
-        Err(e) => ensure!(world.borrow().faulty, "delete: {e}"),
+        Err(e) => ensure!(world.borrow().faulty(), "delete: {e}"),
     }
     Ok(())
 }
@@ -400,7 +411,7 @@ async fn trim(sim: &Sim, p: &Partition, world: &Shared, retention: bool) -> Resu
             Ok(true)
         }
         Err(e) if failed(&e) => Ok(false),
-        Err(e) if world.faulty => {
+        Err(e) if world.faulty() => {
             world.logs.get_mut(&id).unwrap().trimming = None;
             Ok(!matches!(e, Error::PartitionFailed { .. }))
         }
@@ -426,7 +437,7 @@ async fn truncate(
     world.borrow_mut().logs.get_mut(&id).unwrap().truncating = Some(to);
     let result = p.truncate_to(to).await;
     let mut world = world.borrow_mut();
-    let faulty = world.faulty || retention;
+    let faulty = world.faulty() || retention;
     let log = world.logs.get_mut(&id).unwrap();
     match result {
         Ok(()) => {

@@ -108,12 +108,12 @@ impl Sweep {
             Some((n, _, Failure::Short)) => sim.shorten_call(n),
             None => {}
         }
-        self.world.borrow_mut().faulty =
-            fails.is_some_and(|(_, call, failure)| !is_hidden(call, failure));
+        let shows = fails.is_some_and(|(_, call, failure)| !is_hidden(call, failure));
+        self.world.borrow_mut().faults = u64::from(shows);
         for (life, phases) in [(0, 5), (1, 3), (2, 1)] {
             if life == 2 {
                 sim.cancel_failures();
-                self.world.borrow_mut().faulty = false;
+                self.world.borrow_mut().faults = 0;
             }
             self.world.borrow_mut().life = life;
             let factory = sim.new_process();
