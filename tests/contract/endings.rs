@@ -29,8 +29,10 @@ fn a_pool_outlives_destructors_that_panic() {
         std::thread::Builder::new().name(name).spawn(body).map(drop)
     };
     let pool = BlockingPool::start("bombs", 1, 4, &spawn).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().build();
-    runtime.unwrap().block_on(async {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build();
+    let body = async {
         let (go_on, told) = std::sync::mpsc::channel::<()>();
         let left = polled(
             pool.run(move || {
@@ -45,6 +47,10 @@ fn a_pool_outlives_destructors_that_panic() {
         let panicked = pool.run(|| std::panic::panic_any(Bomb)).await;
         assert_eq!(panicked, Err(PoolError::Panicked));
         assert_eq!(pool.run(|| 2).await, Ok(2), "behind a panic");
+    };
+    runtime.unwrap().block_on(async {
+        let ended = tokio::time::timeout(Duration::from_secs(20), body).await;
+        assert!(ended.is_ok(), "the pool has no thread left");
     });
 }
 
