@@ -26,17 +26,26 @@ impl Survey {
         let note = "the tail is not sealed: an earlier process died, or the seal is damaged. All \
                     that is here is whole; whether the very last batches vanished without a trace \
                     cannot be told";
+        let recovery = &self.info.recovery;
+        if recovery.case == TailCase::Torn && recovery.corruption.is_some() {
+            return Some(format!(
+                "the log ends at offset {} here: what lay behind it may have been acknowledged, and is \
+                 lost. It is not opened for writing",
+                self.info.offsets.log_end()
+            ));
+        }
         self.torn_tail()
             .or_else(|| unsealed.then(|| note.to_owned()))
     }
 
-    /// The unacknowledged tail that the next opening for writing cuts, for people.
+    /// The unacknowledged tail that the next opening for writing cuts, for people. Where the opening met
+    /// damage, what is torn may have been acknowledged, and nothing is cut.
     pub(crate) fn torn_tail(&self) -> Option<String> {
         let recovery = &self.info.recovery;
         let (path, position) = recovery
             .cut
             .as_ref()
-            .filter(|_| recovery.case == TailCase::Torn)?;
+            .filter(|_| recovery.case == TailCase::Torn && recovery.corruption.is_none())?;
         Some(format!(
             "torn tail at byte {position} of {}: unacknowledged writes of a process that died; the \
              next opening for writing cuts them",

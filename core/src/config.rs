@@ -68,7 +68,9 @@ pub enum SealedReads {
 pub struct StoreConfig {
     /// Shard threads.
     pub shards: Shards,
-    /// Requests of any kind that may be under way per shard (queued or executing) before callers wait.
+    /// Requests that may be under way per shard (queued or executing) before callers wait: appends, reads of
+    /// files, syncs, changes, lookups and inspections of all its partitions. One whose caller has gone counts
+    /// until it is done. Creating, finding, describing and deleting partitions take no room.
     pub mailbox_requests_max: usize,
     /// Bytes of batches that may be under way per shard before callers wait. At least one batch
     /// of the largest size must fit.

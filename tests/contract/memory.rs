@@ -134,10 +134,13 @@ fn requests_of_every_kind_wait_within_the_bounds() {
                 }
                 drop(polled(waiting.next(), 1).await);
                 sim.sleep(std::time::Duration::from_millis(1)).await;
+                // At first all callers have gone; among the kinds are some that are answered.
+                if round == 49 || (round == 0 && kinds.len() == 1) {
+                    let refused = p.try_append(batch(501, 1), Ack::Durable.into());
+                    let refused = refused.err().expect("what waits fills the mailbox");
+                    assert!(matches!(refused.error, Error::Full { what: "requests" }));
+                }
             }
-            let refused = p.try_append(batch(501, 1), Ack::Durable.into());
-            let refused = refused.err().expect("what waits fills the mailbox");
-            assert!(matches!(refused.error, Error::Full { what: "requests" }));
             sim.set_stalled(false);
             while let Some(result) = waiting.next().await {
                 result.unwrap();

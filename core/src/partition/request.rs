@@ -65,7 +65,7 @@ pub(crate) struct Permit {
     pub(crate) _bytes: Option<OwnedSemaphorePermit>,
 }
 
-/// Where the answer to a change goes, and the room in the mailbox that it holds until then.
+/// Where the answer to a request goes, and the room in the mailbox that it holds until then.
 #[derive(Debug)]
 pub(crate) struct Asked<T> {
     pub(crate) reply: Reply<T>,
