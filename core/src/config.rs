@@ -69,8 +69,10 @@ pub struct StoreConfig {
     /// Shard threads.
     pub shards: Shards,
     /// Requests that may be under way per shard (queued or executing) before callers wait: appends, reads of
-    /// files, syncs, changes, lookups and inspections of all its partitions. One whose caller has gone counts
-    /// until it is done. Creating, finding, describing and deleting partitions take no room.
+    /// files, syncs, changes, lookups, inspections and creations of all its partitions. One whose caller has gone
+    /// counts until it is done. Finding, describing and deleting partitions take no room. Room is given in
+    /// the order in which it was asked for: a future that waits for it must be polled or dropped, or it
+    /// holds up those behind it.
     pub mailbox_requests_max: usize,
     /// Bytes of batches that may be under way per shard before callers wait. At least one batch
     /// of the largest size must fit.

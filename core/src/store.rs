@@ -227,7 +227,11 @@ impl Store {
             .ok_or(Error::ShardDead { shard })
     }
 
-    /// Creates a partition; durable when it returns.
+    /// Creates a partition; durable when it returns. Waits for room in the shard's mailbox.
+    ///
+    /// # Cancellation
+    /// Before the request has room nothing has happened; after that the partition is created, and only the
+    /// handle is lost.
     ///
     /// # Errors
     /// [`Error::PartitionExists`], [`Error::PartitionBusy`], [`Error::NoSpace`],
@@ -235,7 +239,8 @@ impl Store {
     /// crash may bring the partition back, empty.)
     pub async fn create_partition(&self, id: u64) -> Result<Partition> {
         let mailbox = self.shard_of(id)?;
-        let adopted = mailbox.ask(|reply| Command::Create { id, reply }).await?;
+        let create = |asked| Command::Create { id, asked };
+        let adopted = mailbox.ask_with_room(create).await?;
         Ok(Partition::new(mailbox.clone(), &adopted))
     }
 

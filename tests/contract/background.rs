@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use alluvium::backends::layer::{Layer, Layered};
-use alluvium::backends::sim::Latency;
+use alluvium::backends::sim::{Latency, SimConfig};
 use alluvium::io::IoBackend;
-use alluvium::{ReadLimits, Store, Visibility};
+use alluvium::{InspectDetail, InspectRequest, ReadLimits, Store, Visibility};
 use alluvium_testkit::logs::{SEGMENT_BYTES, batch, close, fill, small};
 use futures_util::future::join_all;
 
-use crate::machine::{DIR, EIO, machine, try_open};
+use crate::machine::{DIR, EIO, machine, store_and_partition, try_open};
 
 /// Counts the writes that are not durable ones (where every append is durable: the zeros ahead of the
 /// appends), on a backend that has room for so many.
@@ -141,6 +141,44 @@ fn retention_by_size_goes_on_where_an_age_cannot_be_read() {
         assert!(info.segments <= 3, "{info:?}");
         let failures = store.stats().await.unwrap()[0].housekeeping_failures;
         assert!(failures > 0, "and it is counted");
+        close(&store).await;
+    });
+}
+
+/// Retention looks again and again, and asks once: what it asks for takes of the room that control batches
+/// need on a full disk.
+#[test]
+fn retention_writes_one_control_batch_however_long_it_takes() {
+    let sim = machine(14);
+    sim.block_on(async {
+        let (store, p) = store_and_partition(&sim).await;
+        fill(&p, 600, 4).await;
+        close(&store).await;
+        let slow = |c: &mut SimConfig| {
+            let second = Latency::micros(1_000_000, 1_000_000);
+            (c.write, c.write_durable, c.sync) = (second, second, second);
+        };
+        let (store, _) = try_open(&sim, |c| {
+            c.retention_bytes = Some(2 * SEGMENT_BYTES);
+            c.retention_interval = Duration::from_millis(20);
+        })
+        .await
+        .unwrap();
+        sim.configure(slow);
+        let p = store.partition(1).await.unwrap();
+        sim.sleep(Duration::from_secs(15)).await;
+        let start = p.offsets().log_start();
+        assert!(start > 0);
+        let request = InspectRequest {
+            detail: InspectDetail::Batches,
+            ..InspectRequest::default()
+        };
+        let found = p.inspect(request).await.unwrap();
+        let batches = found.segments.iter().flat_map(|s| &s.batches);
+        let trims = batches
+            .filter_map(|b| b.control)
+            .filter(|c| c.log_start == start);
+        assert_eq!(trims.count(), 1);
         close(&store).await;
     });
 }

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use alluvium::format::Batch;
-use alluvium::{Error, ReadLimits, Store, Visibility};
+use alluvium::{Error, ReadLimits, Visibility};
 use alluvium_testkit::logs::{batch, close, fill, verify};
 
-use crate::machine::{EIO, check_answers, machine_with, open, store_and_partition, try_open};
+use crate::machine::{
+    EIO, check_answers, machine_with, open, reopened, store_and_partition, try_open,
+};
 
 const CAPACITY: u64 = 1 << 20;
 
@@ -24,16 +26,6 @@ async fn fill_up(p: &alluvium::Partition) -> u64 {
             }
         }
     }
-}
-
-async fn reopened(
-    sim: &alluvium::backends::sim::Sim,
-    store: Store,
-) -> (Store, alluvium::Partition) {
-    close(&store).await;
-    let store = open(sim).await;
-    let p = store.partition(1).await.unwrap();
-    (store, p)
 }
 
 #[test]

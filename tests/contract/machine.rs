@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use alluvium::backends::sim::{Sim, SimConfig, SimFactory};
 use alluvium::{Error, ErrorClass, Partition, RecoveryReport, Result, Store, StoreConfig};
-use alluvium_testkit::logs::small;
+use alluvium_testkit::logs::{close, small};
 
 pub(crate) const DIR: &str = "/data/store";
 
@@ -61,6 +61,15 @@ pub(crate) async fn open(sim: &Sim) -> Store {
 pub(crate) async fn store_and_partition(sim: &Sim) -> (Store, Partition) {
     let store = open(sim).await;
     let partition = store.partition_or_create(1).await.unwrap();
+    (store, partition)
+}
+
+/// Closes the store and opens it in another process, with partition 1.
+pub(crate) async fn reopened(sim: &Sim, store: Store) -> (Store, Partition) {
+    close(&store).await;
+    drop(store);
+    let store = open(sim).await;
+    let partition = store.partition(1).await.unwrap();
     (store, partition)
 }
 

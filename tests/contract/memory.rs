@@ -1,11 +1,14 @@
 //! Memory is bounded: with a disk that does not answer, callers wait or hear `Full`.
 
-use alluvium::{Ack, Error, InspectRequest, ReadLimits, Visibility};
+use alluvium::{Ack, Error, InspectRequest, Partition, ReadLimits, Visibility};
 use alluvium_testkit::logs::{batch, close, fill, verify};
 use futures_util::future::join_all;
+use futures_util::join;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use crate::machine::{at_rest, check_answers, machine, polled, try_open};
+use crate::machine::{
+    at_rest, check_answers, machine, polled, reopened, store_and_partition, try_open,
+};
 
 const BYTES_MAX: usize = 64 << 10;
 
@@ -134,8 +137,8 @@ fn requests_of_every_kind_wait_within_the_bounds() {
                 }
                 drop(polled(waiting.next(), 1).await);
                 sim.sleep(std::time::Duration::from_millis(1)).await;
-                // At first all callers have gone; among the kinds are some that are answered.
-                if round == 49 || (round == 0 && kinds.len() == 1) {
+                // At first all callers have gone, which ends searches.
+                if round == 49 || (round == 0 && matches!(kinds, [0 | 1])) {
                     let refused = p.try_append(batch(501, 1), Ack::Durable.into());
                     let refused = refused.err().expect("what waits fills the mailbox");
                     assert!(matches!(refused.error, Error::Full { what: "requests" }));
@@ -153,6 +156,131 @@ fn requests_of_every_kind_wait_within_the_bounds() {
             close(&store).await;
         });
     }
+}
+
+/// So do creations, each of another partition. What has room takes effect, though nobody waits for it.
+#[test]
+fn creations_wait_within_the_bounds() {
+    const ROOM: usize = 8;
+    let sim = machine(7);
+    sim.block_on(async {
+        let opened = try_open(&sim, |c| c.mailbox_requests_max = ROOM);
+        let (store, _) = opened.await.unwrap();
+        sim.set_stalled(true);
+        for id in 0..100 {
+            assert!(polled(store.create_partition(id), 1).await.is_none());
+            sim.sleep(std::time::Duration::from_millis(1)).await;
+            let stats = store.stats().await.unwrap()[0];
+            let asked = usize::try_from(id).unwrap() + 1;
+            assert_eq!(stats.requests_under_way, ROOM.min(asked), "{stats:?}");
+        }
+        sim.set_stalled(false);
+        at_rest(&sim, &store).await;
+        let created = store.list_partitions().await.unwrap();
+        let created: Vec<_> = created.iter().map(|p| p.id).collect();
+        assert_eq!(created, (0..ROOM as u64).collect::<Vec<_>>());
+        close(&store).await;
+    });
+}
+
+/// Searches read much for little: they end when their callers have gone, with the read that is under way.
+#[test]
+fn searches_end_when_their_callers_have_gone() {
+    let sim = machine(8);
+    sim.block_on(async {
+        let (store, p) = store_and_partition(&sim).await;
+        fill(&p, 1500, 5).await;
+        let segments = p.describe().await.unwrap().segments as u64;
+        assert!(segments > 15);
+        let asks = async |kind: usize, p: &Partition| match kind {
+            0 => p.inspect(InspectRequest::default()).await.map(drop),
+            // The indexes are read one by one.
+            _ => p.offset_for_timestamp(i64::MAX).await.map(drop),
+        };
+        let mut opened = (store, p);
+        for kind in [0, 1] {
+            for abandoned in [true, false] {
+                opened = reopened(&sim, opened.0).await;
+                let (store, p) = &opened;
+                let before = sim.counters().reads;
+                let mut asked = Box::pin(asks(kind, p));
+                if abandoned {
+                    while sim.counters().reads == before {
+                        assert!(polled(&mut asked, 1).await.is_none());
+                        sim.sleep(std::time::Duration::from_micros(1)).await;
+                    }
+                    drop(asked);
+                } else {
+                    asked.await.unwrap();
+                }
+                at_rest(&sim, store).await;
+                let reads = sim.counters().reads - before;
+                let (least, most) = if abandoned {
+                    (1, 3)
+                } else {
+                    (segments - 1, u64::MAX)
+                };
+                assert!(
+                    reads >= least && reads <= most,
+                    "{reads}, {segments} segments"
+                );
+            }
+        }
+        close(&opened.0).await;
+    });
+}
+
+/// Whatever is asked for at a time, one place in the mailbox is enough: nobody who has it waits for another.
+#[test]
+fn every_request_goes_through_a_mailbox_with_one_place() {
+    let sim = machine(9);
+    sim.block_on(async {
+        let opened = try_open(&sim, |c| {
+            c.mailbox_requests_max = 1;
+            c.tail_cache_bytes_max = 0;
+        });
+        let (store, _) = opened.await.unwrap();
+        let p = store.create_partition(1).await.unwrap();
+        fill(&p, 600, 4).await;
+        let several = [p.clone(), p.clone()];
+        let subscribed = async {
+            let (mut items, mut next) = (p.subscribe(100), 100);
+            while next < 500 {
+                next = items.next().await.unwrap().unwrap().next_offset;
+            }
+        };
+        let begun = async {
+            let pending = p.begin_append(batch(604, 2), Ack::Durable).await?;
+            pending.acknowledged().await
+        };
+        let results = join!(
+            p.append(batch(600, 2)),
+            p.sync(),
+            p.trim_before(100),
+            p.read(300, ReadLimits::default(), Visibility::Durable),
+            p.offset_for_timestamp(i64::MAX),
+            p.inspect(InspectRequest::default()),
+            store.create_partition(2),
+            p.append_with(batch(602, 2), Ack::Accepted),
+            begun,
+            store.sync_many(&several),
+            subscribed,
+        );
+        assert_eq!(results.0.unwrap().base_offset, 600);
+        assert_eq!(results.1.unwrap(), 602);
+        results.2.unwrap();
+        assert!(!results.3.unwrap().is_empty());
+        assert_eq!(results.4.unwrap(), None);
+        assert!(!results.5.unwrap().segments.is_empty());
+        assert_eq!(results.6.unwrap().offsets().log_end(), 0);
+        assert_eq!(results.7.unwrap().base_offset, 602);
+        assert_eq!(results.8.unwrap().base_offset, 604);
+        results.9.unwrap();
+        p.truncate_to(500).await.unwrap();
+        store.delete_partition(&p).await.unwrap();
+        at_rest(&sim, &store).await;
+        close(&store).await;
+    });
 }
 
 /// Many partitions share one bound.

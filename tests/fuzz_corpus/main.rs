@@ -30,8 +30,12 @@ fn replay(name: &str) {
 }
 
 #[test]
-fn batches() {
+fn batches_decoded() {
     replay("decode_batch");
+}
+
+#[test]
+fn batches_encoded() {
     replay("encode_batch");
 }
 

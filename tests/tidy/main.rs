@@ -114,6 +114,14 @@ fn deliberate_bugs_fit_the_code() {
 }
 
 #[test]
+fn the_document_promises_what_the_crate_does() {
+    let of = |name| mutants::promises(&text_of(name).unwrap());
+    let promises = of("core/src/lib.rs");
+    assert_eq!(promises.len(), 11);
+    assert_eq!(of("docs/RELIABILITY.md"), promises);
+}
+
+#[test]
 fn every_promise_has_tests_that_were_seen_to_fail() {
     let mutants = mutants::read(&text_of("tests/mutants/list").unwrap());
     let document = text_of("docs/RELIABILITY.md").unwrap();

@@ -156,6 +156,28 @@ pub(crate) fn unnamed(document: &str, census: &[String]) -> Vec<String> {
     found
 }
 
+/// The texts of the promises: items of a list, which may go on in lines that are set in.
+pub(crate) fn promises(text: &str) -> Vec<String> {
+    let mut found = Vec::<String>::new();
+    let mut inside = false;
+    for line in text.lines() {
+        let line = line.strip_prefix("//! ").unwrap_or(line);
+        let goes_on = inside && line.starts_with("  ");
+        inside = line.starts_with("* **P") || goes_on;
+        if goes_on && let Some(promise) = found.last_mut() {
+            promise.push(' ');
+            promise.push_str(line.trim());
+        } else if inside {
+            found.push(line.to_owned());
+        }
+    }
+    // Links lead somewhere in one of the places only.
+    found
+        .iter()
+        .map(|promise| promise.replace("[`", "`").replace("`]", "`"))
+        .collect()
+}
+
 /// Mutants and the tests that caught them, as recorded.
 fn recorded(document: &str) -> Vec<(&str, &str)> {
     let rows = document.split("<!-- mutants: begin -->").nth(1);
@@ -214,6 +236,15 @@ mutant good
     assert_eq!(of("it is always on"), 1);
     assert_eq!((of("two of this name"), of("it changes nothing")), (1, 1));
     assert_eq!(of("mutant rotten"), 3);
+}
+
+#[test]
+fn promises_are_read_to_their_ends() {
+    let code = "//! * **P1** All\n//!   of [`it`].\n//! * **P2** More.\n//!\n//!   Not this.\n";
+    let document = "* **P1** All of\n  `it`.\n* **P2** More.\nNor this.";
+    let expected = ["* **P1** All of `it`.", "* **P2** More."];
+    assert_eq!(promises(code), expected);
+    assert_eq!(promises(document), expected);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, onesho
 
 use crate::config::StoreConfig;
 use crate::error::{Error, Result};
-use crate::partition::{Permit, Reply};
+use crate::partition::{Asked, Permit, Reply};
 use crate::shard::{Command, Commands};
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -151,6 +151,16 @@ impl Mailbox {
     pub(crate) async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         self.send(command(reply))?;
+        self.answer(answer).await
+    }
+
+    /// As [`ask`](Self::ask), for what takes room until it is answered: waits for room first.
+    pub(crate) async fn ask_with_room<T>(
+        &self,
+        command: impl FnOnce(Asked<T>) -> Command,
+    ) -> Result<T> {
+        let (asked, answer) = Asked::new(self.reserve(0).await?);
+        self.send(command(asked))?;
         self.answer(answer).await
     }
 

@@ -12,8 +12,8 @@ use crate::format::{Batch, BatchKind};
 use crate::offset::Offsets;
 use crate::partition::{
     Ack, AppendRequest, Appended, Asked, Change, Fetched, InspectRequest, Inspection, Located,
-    PartitionInfo, Permit, RawPiece, ReadLimits, Reading, Replies, Reply, Request, Tail,
-    Visibility, Wanted,
+    PartitionInfo, Permit, RawPiece, ReadLimits, Reading, Replies, Request, Tail, Visibility,
+    Wanted,
 };
 use crate::recovery::PartitionReport;
 use crate::shard::{Adopted, Command};
@@ -22,7 +22,8 @@ use crate::shard::{Adopted, Command};
 ///
 /// # Cancellation
 /// Every future here may be dropped at any point. Before the request has room in the mailbox
-/// nothing has happened; after that it takes effect, and only the answer is lost.
+/// nothing has happened; after that it takes effect, and only the answer is lost. Reads, lookups and
+/// inspections, which have no effect, end early then.
 #[derive(Debug, Clone)]
 pub struct Partition {
     inner: Arc<Inner>,
@@ -205,17 +206,13 @@ impl Partition {
     }
 
     async fn change<T>(&self, change: impl FnOnce(Asked<T>) -> Change) -> Result<T> {
-        let permit = self.inner.mailbox.reserve(0).await?;
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
-        let ask = |reply| {
-            let request = Request::Change(change(Asked { reply, permit }));
-            Command::Submit {
-                id,
-                incarnation,
-                request,
-            }
+        let ask = |asked| Command::Submit {
+            id,
+            incarnation,
+            request: Request::Change(change(asked)),
         };
-        self.inner.mailbox.ask(ask).await
+        self.inner.mailbox.ask_with_room(ask).await
     }
 
     /// Reads verified batches from the one that holds `from`.
@@ -264,7 +261,6 @@ impl Partition {
         limits: ReadLimits,
         visibility: Visibility,
     ) -> Result<Fetched> {
-        let permit = self.inner.mailbox.reserve(0).await?;
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
         let reading = Reading {
             from,
@@ -272,14 +268,13 @@ impl Partition {
             visibility,
             sequential: false,
         };
-        let ask = |reply| Command::Read {
+        let ask = |asked| Command::Read {
             id,
             incarnation,
             reading,
-            reply,
-            permit,
+            asked,
         };
-        self.inner.mailbox.ask(ask).await
+        self.inner.mailbox.ask_with_room(ask).await
     }
 
     /// Asks the shard where an offset lies, and waits for the answer.
@@ -296,16 +291,15 @@ impl Partition {
             Some((permit, ahead)) => (permit, Some(ahead)),
             None => (mailbox.reserve(0).await?, None),
         };
-        mailbox
-            .ask(|reply| self.locate(reading, reply, permit, ahead))
-            .await
+        let (asked, answer) = Asked::new(permit);
+        mailbox.send(self.locate(reading, asked, ahead))?;
+        mailbox.answer(answer).await
     }
 
     pub(super) fn locate(
         &self,
         reading: Reading,
-        reply: Reply<Located>,
-        permit: Permit,
+        asked: Asked<Located>,
         ahead: Option<OwnedSemaphorePermit>,
     ) -> Command {
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
@@ -313,8 +307,7 @@ impl Partition {
             id,
             incarnation,
             reading,
-            reply,
-            permit,
+            asked,
             ahead,
         }
     }
@@ -322,8 +315,7 @@ impl Partition {
     pub(super) fn piece(
         &self,
         wanted: Wanted,
-        reply: Reply<Option<RawPiece>>,
-        permit: Permit,
+        asked: Asked<Option<RawPiece>>,
         ahead: Option<OwnedSemaphorePermit>,
     ) -> Command {
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
@@ -331,8 +323,7 @@ impl Partition {
             id,
             incarnation,
             wanted,
-            reply,
-            permit,
+            asked,
             ahead,
         }
     }
@@ -426,16 +417,22 @@ impl Partition {
 
     /// Offset of the first durable record whose timestamp (milliseconds since the Unix epoch) is
     /// at or after the given one; `None` when all are older.
+    ///
+    /// # Cancellation
+    /// When the future is dropped, the search ends with what is under way: a read, or making the index of
+    /// one segment whose index file is of no use.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
     pub async fn offset_for_timestamp(&self, timestamp_ms: i64) -> Result<Option<u64>> {
-        let permit = self.inner.mailbox.reserve(0).await?;
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
-        let ask = |reply| Command::OffsetForTimestamp {
+        let ask = |asked| Command::OffsetForTimestamp {
             id,
             incarnation,
             timestamp_ms,
-            asked: Asked { reply, permit },
+            asked,
         };
-        self.inner.mailbox.ask(ask).await
+        self.inner.mailbox.ask_with_room(ask).await
     }
 
     /// A description for operators.
@@ -454,18 +451,20 @@ impl Partition {
     /// Walks segments as they are on the disk, verifies every checksum in them, and goes on behind
     /// damage. Only reads. For tools: it takes its time on the partition's shard.
     ///
+    /// # Cancellation
+    /// When the future is dropped, the walk ends with the segment that is under way.
+    ///
     /// # Errors
     /// Those of reading files; damage is part of the answer.
     pub async fn inspect(&self, request: InspectRequest) -> Result<Inspection> {
-        let permit = self.inner.mailbox.reserve(0).await?;
         let (id, incarnation) = (self.inner.id, self.inner.incarnation);
-        let ask = |reply| Command::Inspect {
+        let ask = |asked| Command::Inspect {
             id,
             incarnation,
             request,
-            asked: Asked { reply, permit },
+            asked,
         };
-        self.inner.mailbox.ask(ask).await
+        self.inner.mailbox.ask_with_room(ask).await
     }
 
     /// A round trip to the partition's shard and back without any work: what the bridge costs.

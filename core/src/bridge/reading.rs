@@ -26,7 +26,7 @@ use crate::error::Result;
 use crate::format::StoredBatch;
 use crate::offset::Offsets;
 use crate::partition::{
-    Fetched, Located, OnDisk, RawPiece, ReadLimits, Reading, TailRead, Visibility, Wanted,
+    Asked, Fetched, Located, OnDisk, RawPiece, ReadLimits, Reading, TailRead, Visibility, Wanted,
 };
 use crate::segment::{Extent, Piece};
 use crate::sync::atomic::{AtomicUsize, Ordering};
@@ -240,8 +240,8 @@ impl Place {
                 return Ok(None);
             };
             let permit = mailbox.reserve(0).await?;
-            let (reply, coming) = oneshot::channel();
-            mailbox.send(partition.piece(wanted, reply, permit, None))?;
+            let (asked, coming) = Asked::new(permit);
+            mailbox.send(partition.piece(wanted, asked, None))?;
             self.unasked += 1;
             (wanted, coming)
         };
@@ -271,9 +271,9 @@ impl Place {
     /// for one who reads on, for others only what `bytes` of this read take.
     fn ask_ahead(&mut self, partition: &Partition, bytes: usize, sequential: bool) -> Result<()> {
         let mailbox = partition.mailbox();
-        let mut asked: u64 = self.ahead.iter().map(|(w, _)| w.end - w.start).sum();
+        let mut asked_bytes: u64 = self.ahead.iter().map(|(w, _)| w.end - w.start).sum();
         while self.ahead.len() < mailbox.read_ahead_chunks() {
-            if !sequential && asked >= bytes as u64 {
+            if !sequential && asked_bytes >= bytes as u64 {
                 return Ok(());
             }
             let Some(wanted) = self.wanted() else {
@@ -282,9 +282,9 @@ impl Place {
             let Some((permit, ahead)) = mailbox.try_ahead(wanted.end - wanted.start) else {
                 return Ok(());
             };
-            let (reply, coming) = oneshot::channel();
-            mailbox.send(partition.piece(wanted, reply, permit, Some(ahead)))?;
-            asked += wanted.end - wanted.start;
+            let (asked, coming) = Asked::new(permit);
+            mailbox.send(partition.piece(wanted, asked, Some(ahead)))?;
+            asked_bytes += wanted.end - wanted.start;
             self.ahead.push_back((wanted, coming));
             self.unasked += 1;
         }
@@ -306,8 +306,8 @@ impl Place {
             visibility: Visibility::Durable,
             sequential,
         };
-        let (reply, coming) = oneshot::channel();
-        mailbox.send(partition.locate(reading, reply, permit, Some(ahead)))?;
+        let (asked, coming) = Asked::new(permit);
+        mailbox.send(partition.locate(reading, asked, Some(ahead)))?;
         self.following = Some(coming);
         Ok(())
     }

@@ -81,6 +81,13 @@ pub(crate) struct RawPiece {
 /// Ready when nobody waits for the answer any more.
 pub(crate) type Gone<'a> = &'a mut dyn FnMut(&mut Context<'_>) -> Poll<()>;
 
+/// Looks whether somebody waits for the answer; [`Error::Closed`], which nobody hears, if not. To be
+/// asked between two reads: one that is under way keeps its buffer, and so the room that it has.
+pub(super) async fn still_wanted(gone: Gone<'_>) -> Result<()> {
+    let has_gone = poll_fn(|cx| Poll::Ready(gone(cx).is_ready())).await;
+    if has_gone { Err(Error::Closed) } else { Ok(()) }
+}
+
 /// What a read found before it came to the disk.
 pub(super) enum Found<F> {
     Here(Fetched),

@@ -4,7 +4,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Mode, Partition, State};
+use super::request::{Waiter, WaiterKind};
+use super::{Change, Mode, Partition, Request, State};
 use crate::error::Result;
 use crate::format::{Batch, Control, ControlReason};
 use crate::io::{IoBackend, IoFile};
@@ -246,10 +247,11 @@ impl<B: IoBackend> Partition<B> {
         }
         let due = {
             let state = self.state.borrow();
-            state.is_open() && self.retention_target(&state).is_some()
+            let target = self.retention_target(&state);
+            state.is_open() && target.is_some() && !state.retention_under_way()
         };
         if due {
-            self.submit(super::Request::Change(super::Change::Retain));
+            self.submit(Request::Change(Change::Retain));
         }
     }
 
@@ -269,6 +271,14 @@ impl<B: IoBackend> Partition<B> {
 }
 
 impl<F: IoFile> State<F> {
+    /// Whether retention waits in the queue, or for its control batch to become durable: on a disk that
+    /// stands still for many intervals each would take of the room for control batches otherwise.
+    fn retention_under_way(&self) -> bool {
+        let queued = |r: &Request| matches!(r, Request::Change(Change::Retain));
+        let placed = |w: &Waiter| matches!(w.kind, WaiterKind::Trim(_, None));
+        self.queue.iter().any(queued) || self.waiting_durable.iter().any(placed)
+    }
+
     /// Whether this round of the ticker looks for segments that readers have let go of: ever less often,
     /// for a look asks the file system and readers may hold them for hours.
     fn looks_at_retired(&mut self) -> bool {

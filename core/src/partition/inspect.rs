@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::Partition;
+use super::fetch::{Gone, still_wanted};
 use crate::error::{Corruption, CorruptionKind, Error, Result};
 use crate::format::{
     BATCH_HEADER_LEN, BatchHeader, BatchKind, Control, FormatError, SEGMENT_HEADER_LEN,
@@ -105,8 +106,12 @@ pub struct InspectedBatch {
 }
 
 impl<B: IoBackend> Partition<B> {
-    /// Looks at the segments that `request` names.
-    pub(crate) async fn inspect(self: Rc<Self>, request: InspectRequest) -> Result<Inspection> {
+    /// Looks at the segments that `request` names, as long as somebody waits for it.
+    pub(crate) async fn inspect(
+        self: Rc<Self>,
+        request: InspectRequest,
+        gone: Gone<'_>,
+    ) -> Result<Inspection> {
         let (wanted, next_sequence, in_flight, noted) = {
             let state = self.state.borrow();
             self.check_has_files(&state)?;
@@ -129,6 +134,7 @@ impl<B: IoBackend> Partition<B> {
         };
         let mut segments = Vec::with_capacity(wanted.len());
         for segment in wanted {
+            still_wanted(gone).await?;
             // What is being written now cannot be read back yet.
             let trusted_end = match &in_flight {
                 Some((active, durable)) if Rc::ptr_eq(active, &segment) => *durable,

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::fetch::Found;
+use super::fetch::{Found, Gone, still_wanted};
 use super::{Mode, Partition, State, TailRead};
 use crate::error::{CorruptionKind, Error, Result};
 use crate::format::{FormatError, StoredBatch, StoredRecord};
@@ -161,10 +161,11 @@ impl<B: IoBackend> Partition<B> {
     }
 
     /// Offset of the first durable record whose timestamp is at or after `timestamp_ms`; `None`
-    /// when every record is older.
+    /// when every record is older. Looks as long as somebody waits for it.
     pub(crate) async fn offset_for_timestamp(
         self: Rc<Self>,
         timestamp_ms: i64,
+        gone: Gone<'_>,
     ) -> Result<Option<u64>> {
         let (segments, offsets) = {
             let state = self.state.borrow();
@@ -173,6 +174,7 @@ impl<B: IoBackend> Partition<B> {
         };
         let interval = self.context.config.index_interval_bytes;
         for segment in segments {
+            still_wanted(gone).await?;
             segment
                 .load_index(self.shard.backend.as_ref(), &self.context.pool, interval)
                 .await?;
@@ -183,6 +185,7 @@ impl<B: IoBackend> Partition<B> {
             let mut at = start.max(offsets.log_start());
             let end = offsets.durable().min(segment.end_offset.get());
             while at < end {
+                still_wanted(gone).await?;
                 let limits = ReadLimits::default();
                 let this = Rc::clone(&self);
                 let fetched = this.read(at, limits, Visibility::Durable).await?;

@@ -69,10 +69,16 @@ pub(crate) struct Permit {
 #[derive(Debug)]
 pub(crate) struct Asked<T> {
     pub(crate) reply: Reply<T>,
-    pub(crate) permit: Permit,
+    permit: Permit,
 }
 
 impl<T> Asked<T> {
+    /// For a request that holds this room, and where its answer comes.
+    pub(crate) fn new(permit: Permit) -> (Self, oneshot::Receiver<Result<T>>) {
+        let (reply, answer) = oneshot::channel();
+        (Self { reply, permit }, answer)
+    }
+
     pub(crate) fn answer(self, result: Result<T>) {
         // Who hears of it finds the room free.
         drop(self.permit);

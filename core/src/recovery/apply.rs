@@ -2,8 +2,9 @@
 //!
 //! 1. Make the directory, the newest header and the tail window durable again: what a dead process
 //!    left may be only in a cache, and its failed syncs are not reported to anyone.
-//! 2. Where the tail demands it, put a new segment behind it: from then on the cut is final.
-//! 3. Only then reuse or remove files that no longer count.
+//! 2. Remove files that do not count by that header, or keep them as spares.
+//! 3. Where the tail demands it, put a new segment behind it, in such a spare or in a new file: from then on
+//!    the cut is final.
 
 use std::path::PathBuf;
 use std::rc::Rc;

@@ -5,8 +5,8 @@
 //!    classifies the tail by a labelled table. So is [`opening`]: from what is damaged and the
 //!    policy it decides whether the partition is opened, and for what.
 //!    [`damage`] notes what is damaged, and reads around it.
-//! 3. [`apply`] makes what was found durable, moves to a new segment where the tail demands it,
-//!    and puts unused files into the spare pool.
+//! 3. [`apply`] makes what was found durable, puts unused files into the spare pool, and moves to a new
+//!    segment where the tail demands it.
 //! 4. [`report`] tells the caller what was found and done.
 //!
 //! Nothing is written before the decision stands, and what is written is idempotent: a crash during

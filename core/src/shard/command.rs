@@ -10,8 +10,8 @@ use crate::io::Capabilities;
 use crate::metrics::ShardStats;
 use crate::offset::Offsets;
 use crate::partition::{
-    Asked, Fetched, InspectRequest, Inspection, Located, PartitionInfo, Permit, RawPiece, Reading,
-    Reply, Request, Tail, Wanted,
+    Asked, Fetched, InspectRequest, Inspection, Located, PartitionInfo, RawPiece, Reading, Reply,
+    Request, Tail, Wanted,
 };
 use crate::recovery::PartitionReport;
 use crate::sync::yield_thread;
@@ -51,7 +51,7 @@ pub(crate) enum Command {
     },
     Create {
         id: u64,
-        reply: Reply<Adopted>,
+        asked: Asked<Adopted>,
     },
     Find {
         id: u64,
@@ -83,16 +83,14 @@ pub(crate) enum Command {
         id: u64,
         incarnation: u32,
         reading: Reading,
-        reply: Reply<Fetched>,
-        permit: Permit,
+        asked: Asked<Fetched>,
     },
     /// The beginning of a read whose bytes the caller decodes.
     Locate {
         id: u64,
         incarnation: u32,
         reading: Reading,
-        reply: Reply<Located>,
-        permit: Permit,
+        asked: Asked<Located>,
         /// Room of the read-ahead, if it is one.
         ahead: Option<OwnedSemaphorePermit>,
     },
@@ -101,8 +99,7 @@ pub(crate) enum Command {
         id: u64,
         incarnation: u32,
         wanted: Wanted,
-        reply: Reply<Option<RawPiece>>,
-        permit: Permit,
+        asked: Asked<Option<RawPiece>>,
         /// Room of the read-ahead, if it is one.
         ahead: Option<OwnedSemaphorePermit>,
     },

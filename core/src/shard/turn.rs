@@ -219,49 +219,37 @@ impl<B: IoBackend> Shard<B> {
                 id,
                 incarnation,
                 reading,
-                reply,
-                permit,
-            } => {
-                // Who has gone needs no answer.
-                if !reply.is_closed() {
-                    match self.find(id, incarnation) {
-                        Ok(p) => self.spawn(Asked { reply, permit }, async move {
-                            let read = p.read(reading.from, reading.limits, reading.visibility);
-                            read.await
-                        }),
-                        Err(e) => answer(reply, Err(e)),
-                    }
-                }
-            }
+                asked,
+            } => match self.find(id, incarnation) {
+                Ok(p) => self.spawn_read(asked, async move |_| {
+                    p.read(reading.from, reading.limits, reading.visibility)
+                        .await
+                }),
+                Err(e) => asked.answer(Err(e)),
+            },
             Command::Locate {
                 id,
                 incarnation,
                 reading,
-                reply,
-                permit,
+                asked,
                 ahead,
             } => match self.find(id, incarnation) {
-                Ok(p) => self.spawn_read(reply, async move |gone| {
-                    let result = p.locate(reading, ahead, gone).await;
-                    drop(permit);
-                    result
+                Ok(p) => self.spawn_read(asked, async move |gone| {
+                    p.locate(reading, ahead, gone).await
                 }),
-                Err(e) => answer(reply, Err(e)),
+                Err(e) => asked.answer(Err(e)),
             },
             Command::Piece {
                 id,
                 incarnation,
                 wanted,
-                reply,
-                permit,
+                asked,
                 ahead,
             } => match self.find(id, incarnation) {
-                Ok(p) => self.spawn_read(reply, async move |gone| {
-                    let result = p.read_piece(wanted, ahead, gone).await;
-                    drop(permit);
-                    result
+                Ok(p) => self.spawn_read(asked, async move |gone| {
+                    p.read_piece(wanted, ahead, gone).await
                 }),
-                Err(e) => answer(reply, Err(e)),
+                Err(e) => asked.answer(Err(e)),
             },
             Command::OffsetForTimestamp {
                 id,
@@ -269,7 +257,9 @@ impl<B: IoBackend> Shard<B> {
                 timestamp_ms,
                 asked,
             } => match self.find(id, incarnation) {
-                Ok(p) => self.spawn(asked, p.offset_for_timestamp(timestamp_ms)),
+                Ok(p) => self.spawn_read(asked, async move |gone| {
+                    p.offset_for_timestamp(timestamp_ms, gone).await
+                }),
                 Err(e) => asked.answer(Err(e)),
             },
             Command::Inspect {
@@ -278,7 +268,7 @@ impl<B: IoBackend> Shard<B> {
                 request,
                 asked,
             } => match self.find(id, incarnation) {
-                Ok(p) => self.spawn(asked, p.inspect(request)),
+                Ok(p) => self.spawn_read(asked, async move |gone| p.inspect(request, gone).await),
                 Err(e) => asked.answer(Err(e)),
             },
             Command::Ping(reply) => answer(reply, ()),
@@ -295,9 +285,9 @@ impl<B: IoBackend> Shard<B> {
                 let this = Rc::clone(self);
                 self.spawn(reply, async move { this.adopt(partitions).await });
             }
-            Command::Create { id, reply } => {
+            Command::Create { id, asked } => {
                 let this = Rc::clone(self);
-                self.spawn(reply, async move { this.create(id).await });
+                self.spawn(asked, async move { this.create(id).await });
             }
             Command::Find { id, reply } => {
                 let found = self.state.borrow().partitions.get(&id).cloned();
@@ -342,16 +332,16 @@ impl<B: IoBackend> Shard<B> {
     /// Spawns a read, which is told when its caller has gone.
     fn spawn_read<T: 'static>(
         &self,
-        mut reply: Reply<T>,
+        mut asked: Asked<T>,
         read: impl AsyncFnOnce(Gone<'_>) -> Result<T> + 'static,
     ) {
         // Who has gone needs no answer.
-        if reply.is_closed() {
+        if asked.reply.is_closed() {
             return;
         }
         self.shared.backend.spawn(Box::pin(async move {
-            let result = read(&mut |cx| reply.poll_closed(cx)).await;
-            answer(reply, result);
+            let result = read(&mut |cx| asked.reply.poll_closed(cx)).await;
+            asked.answer(result);
         }));
     }
 
