@@ -38,7 +38,7 @@ impl Survey {
             .or_else(|| unsealed.then(|| note.to_owned()))
     }
 
-    /// The unacknowledged tail that the next opening for writing cuts, for people. Where the opening met
+    /// The tail, taken for an unacknowledged one, that the next opening for writing cuts, for people. Where the opening met
     /// damage, what is torn may have been acknowledged, and nothing is cut.
     pub(crate) fn torn_tail(&self) -> Option<String> {
         let recovery = &self.info.recovery;
@@ -47,8 +47,8 @@ impl Survey {
             .as_ref()
             .filter(|_| recovery.case == TailCase::Torn && recovery.corruption.is_none())?;
         Some(format!(
-            "torn tail at byte {position} of {}: unacknowledged writes of a process that died; the \
-             next opening for writing cuts them",
+            "torn tail at byte {position} of {}: taken for unacknowledged writes of a process that \
+             died; the next opening for writing cuts them",
             path.display()
         ))
     }
