@@ -211,6 +211,11 @@ fn acknowledgements_come_in_order() {
                 .collect();
             futures_util::future::join_all(appends).await;
             assert_eq!(seen.borrow().len(), 60);
+            assert!(
+                seen.borrow().is_sorted(),
+                "seed {seed}: {:?}",
+                seen.borrow()
+            );
             close(&store).await;
         });
     }

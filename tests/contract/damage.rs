@@ -135,8 +135,13 @@ fn salvage(sim: &Sim, damaged: &[&Path], what: &str) {
             tiny(c);
             c.on_corruption = OnCorruption::Salvage;
         });
-        let Ok((store, report)) = opened.await else {
-            return;
+        let (store, report) = match opened.await {
+            Ok(opened) => opened,
+            Err(e) => {
+                let of_the_store = damaged.iter().any(|path| path.ends_with("STORE"));
+                assert!(of_the_store, "{what}: not even to be read: {e}");
+                return;
+            }
         };
         let mut whole = 0;
         for id in 0..PARTITIONS {
@@ -318,40 +323,57 @@ fn a_second_file_of_a_segment_is_refused() {
     }
 }
 
-/// A note of the log to itself holds no record: that one is missing is proven by the seal behind it.
+/// A note of the log to itself holds no record: that one is missing is proven by the seal behind it. Without
+/// that seal an acknowledged trim could be undone without a word, also one that is a seal itself.
 #[test]
 fn a_damaged_note_before_a_seal_is_damage() {
-    let sim = machine(9);
-    let (path, position) = sim.block_on(async {
-        let (store, _) = try_open(&sim, tiny).await.unwrap();
-        let p = store.create_partition(0).await.unwrap();
-        fill(&p, 10, 2).await;
-        // A trim while an append is under way is no seal itself.
-        sim.set_stalled(true);
-        let append = p.try_append(batch(10, 1), Ack::Durable.into()).unwrap();
-        let go_on = async {
-            sim.sleep(std::time::Duration::from_millis(1)).await;
-            sim.set_stalled(false);
-        };
-        let (appended, trimmed, ()) = futures_util::join!(append, p.trim_before(4), go_on);
-        appended.unwrap();
-        trimmed.unwrap();
-        let request = InspectRequest {
-            detail: InspectDetail::Batches,
-            ..InspectRequest::default()
-        };
-        let found = p.inspect(request).await.unwrap();
-        close(&store).await;
-        let segment = &found.segments[0];
-        let is_trim = |c: &Control| c.reason == ControlReason::Trim;
-        let mut batches = segment.batches.iter();
-        let note = batches.find(|b| b.control.as_ref().is_some_and(is_trim));
-        (segment.path.clone(), note.unwrap().position)
-    });
-    sim.flip_bit(&path, position + 100, 0).unwrap();
-    let e = sim.block_on(try_open(&sim, tiny)).unwrap_err();
-    let Error::Corrupt(c) = &e else { panic!("{e}") };
-    assert_eq!((&c.path, c.position), (&path, position));
+    for at_rest in [false, true] {
+        let sim = machine(9);
+        let (path, position) = sim.block_on(async {
+            let (store, _) = try_open(&sim, tiny).await.unwrap();
+            let p = store.create_partition(0).await.unwrap();
+            fill(&p, 10, 2).await;
+            if at_rest {
+                p.trim_before(4).await.unwrap();
+                // Nobody asks for anything any more.
+                sim.sleep(std::time::Duration::from_millis(100)).await;
+            } else {
+                // A trim while an append is under way is no seal.
+                sim.set_stalled(true);
+                let append = p.try_append(batch(10, 1), Ack::Durable.into()).unwrap();
+                let go_on = async {
+                    sim.sleep(std::time::Duration::from_millis(1)).await;
+                    sim.set_stalled(false);
+                };
+                let (appended, trimmed, ()) = futures_util::join!(append, p.trim_before(4), go_on);
+                appended.unwrap();
+                trimmed.unwrap();
+                close(&store).await;
+            }
+            let request = InspectRequest {
+                detail: InspectDetail::Batches,
+                ..InspectRequest::default()
+            };
+            drop((store, p));
+            sim.power_loss();
+            let (store, _) = try_open(&sim, tiny).await.unwrap();
+            let p = store.partition(0).await.unwrap();
+            let found = p.inspect(request).await.unwrap();
+            close(&store).await;
+            let segment = &found.segments[0];
+            let is_trim = |c: &Control| c.log_start == 4;
+            let mut batches = segment.batches.iter();
+            let note = batches.find(|b| b.control.as_ref().is_some_and(is_trim));
+            let note = note.unwrap();
+            let reason = note.control.as_ref().unwrap().reason;
+            assert_eq!(reason == ControlReason::Seal, at_rest);
+            (segment.path.clone(), note.position)
+        });
+        sim.flip_bit(&path, position + 100, 0).unwrap();
+        let e = sim.block_on(try_open(&sim, tiny)).unwrap_err();
+        let Error::Corrupt(c) = &e else { panic!("{e}") };
+        assert_eq!((&c.path, c.position), (&path, position));
+    }
 }
 
 /// An index only says where to begin: what stands there is held against the offset that is asked for.

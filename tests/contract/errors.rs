@@ -185,7 +185,9 @@ fn of_requests(seen: &mut Seen) {
         seen.note(&refused.error);
         assert_eq!(refused.to_string(), refused.error.to_string());
         assert!(refused.source().is_some() && refused.batch.record_count() == 1);
-        let (one, two) = futures_util::join!(store.create_partition(3), store.create_partition(3));
+        let gone = store.create_partition(3).await.unwrap();
+        let (one, two) =
+            futures_util::join!(store.delete_partition(&gone), store.delete_partition(&gone));
         seen.note(&one.and(two).unwrap_err());
         close(&store).await;
         seen.note(&p.sync().await.unwrap_err());

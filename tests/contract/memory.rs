@@ -88,8 +88,15 @@ fn reads_wait_within_the_bounds() {
             assert!(polled(reads.next(), 1).await.is_none());
             sim.sleep(std::time::Duration::from_millis(1)).await;
             let stats = store.stats().await.unwrap()[0];
-            assert!(stats.requests_under_way <= 32, "{stats:?}");
+            assert_eq!(stats.requests_under_way, 32, "{stats:?}");
+            assert!(sim.in_flight() <= 32);
         }
+        let refused = p.try_append(batch(500, 1), Ack::Durable.into());
+        let refused = refused.err().expect("reads fill the mailbox").error;
+        assert!(
+            matches!(refused, Error::Full { what: "requests" }),
+            "{refused}"
+        );
         sim.set_stalled(false);
         while let Some(read) = reads.next().await {
             assert!(!read.unwrap().is_empty());
@@ -302,8 +309,14 @@ fn the_bound_is_one_for_all_partitions_of_a_shard() {
             assert!(polled(under_way.next(), 1).await.is_none());
             sim.sleep(std::time::Duration::from_millis(1)).await;
             let stats = store.stats().await.unwrap()[0];
-            assert!(stats.bytes_under_way <= BYTES_MAX, "{stats:?}");
+            let one = batch(0, 1).encoded_len();
+            let room = BYTES_MAX - stats.bytes_under_way;
+            assert!(room < one, "{stats:?}");
         }
+        // Offsets are given to what has room, and to nothing else.
+        let placed: u64 = partitions.iter().map(|p| p.offsets().log_end()).sum();
+        let placed = usize::try_from(placed).unwrap() * batch(0, 1).encoded_len();
+        assert!(placed <= BYTES_MAX, "{placed} bytes");
         sim.set_stalled(false);
         while let Some(appended) = under_way.next().await {
             appended.unwrap();

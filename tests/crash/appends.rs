@@ -112,6 +112,10 @@ fn answered(
     match result {
         Ok(appended) => {
             ensure!(appended.count == count, "P3 {appended:?} of {count}");
+            ensure!(
+                appended.level == level,
+                "P1 {appended:?}, asked for {level:?}"
+            );
             log.acknowledged(id, appended.base_offset, level)?;
             Ok(true)
         }

@@ -38,6 +38,7 @@ pub(crate) fn world(lineage: &Lineage, verbose: bool) -> Shared {
         life: 0,
         ran: Ran::default(),
         faults: 0,
+        last_fault_at: 0,
         recovered: false,
         verbose,
     }))

@@ -10,6 +10,7 @@ use alluvium::{Error, OnCorruption, Store};
 use alluvium_testkit::simulation::{Lineage, Tails};
 
 use crate::machine;
+use crate::model::Name;
 use crate::rng::Rng;
 use crate::workload::{self, Shared};
 
@@ -145,11 +146,14 @@ async fn check(
             Ok(found) => {
                 let (found, _) = found?;
                 read_any |= !found.is_empty();
-                let altered = found
-                    .iter()
-                    .any(|(o, n)| expected.get(o).is_some_and(|(e, _)| e != n));
-                if altered {
-                    return Err(format!("P7 partition {id}: altered records are served"));
+                let altered = |(o, n): &(&u64, &Name)| expected.get(o).map(|(e, _)| e) != Some(n);
+                if let Some((offset, name)) = found.iter().find(altered) {
+                    return Err(format!(
+                        "P7 partition {id} serves {name:?} at {offset}, there was {:?}; {:?}, {:?}",
+                        expected.get(offset),
+                        p.offsets(),
+                        p.describe().await.map(|info| info.recovery)
+                    ));
                 }
                 let whole = expected.keys().all(|o| found.contains_key(o));
                 if !whole && !damaged {

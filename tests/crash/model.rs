@@ -44,6 +44,8 @@ pub(crate) struct Log {
     /// A trim or truncation that was asked for and has not returned.
     pub(crate) trimming: Option<u64>,
     pub(crate) truncating: Option<u64>,
+    /// Batches that a truncation has cut in two, and how many of their records it has left.
+    cut: BTreeMap<u64, u32>,
 }
 
 pub(crate) type Verdict = Result<(), String>;
@@ -88,6 +90,14 @@ impl Log {
     pub(crate) fn truncated(&mut self, to: u64) {
         self.records.split_off(&to);
         self.shown.split_off(&to);
+        if let Some((_, (Name { batch, index }, _))) = self.records.last_key_value()
+            && self
+                .submitted
+                .get(batch)
+                .is_some_and(|s| *index + 1 < s.count)
+        {
+            self.cut.insert(*batch, *index + 1);
+        }
         self.durable = self.durable.min(to);
         self.truncating = None;
         self.bury();
@@ -100,6 +110,8 @@ impl Log {
         kept.sort_unstable();
         self.submitted
             .retain(|batch, submitted| submitted.alive && kept.binary_search(batch).is_ok());
+        self.cut
+            .retain(|batch, _| kept.binary_search(batch).is_ok());
     }
 
     /// Judges what a recovery brought back, and takes it over.
@@ -125,11 +137,14 @@ impl Log {
         );
         // A truncation under way happened or it did not.
         let cut = self.truncating.filter(|to| end == *to);
+        // What is lost is lost from the end: what stands before a record that is there, is there.
+        let last = found.last_key_value().map_or(start, |(offset, _)| *offset);
+        let kept_below = self.durable.max(last);
         for (offset, (name, level)) in &self.records {
             let survives = match loss {
                 Loss::Nothing => true,
-                Loss::Kill => *level >= Ack::Written || *offset < self.durable,
-                Loss::Power => *level == Ack::Durable || *offset < self.durable,
+                Loss::Kill => *level >= Ack::Written || *offset < kept_below,
+                Loss::Power => *level == Ack::Durable || *offset < kept_below,
             };
             if *offset < start || !survives || cut.is_some_and(|to| *offset >= to) {
                 continue;
@@ -215,6 +230,12 @@ impl Log {
         }
         for (batch, base, last, count) in seen {
             let end_of = base.wrapping_add(u64::from(last) + 1);
+            let left = self.cut.get(&batch).copied().unwrap_or(count);
+            ensure!(
+                last < left,
+                "P6 batch {batch}: {} records, a truncation has left {left}",
+                last + 1
+            );
             let clipped = cut == Some(end_of) || self.cuts_ever(end_of, batch);
             ensure!(
                 last + 1 == count || clipped,

@@ -32,8 +32,10 @@ pub(crate) struct World {
     pub(crate) lineage: Lineage,
     pub(crate) life: u64,
     pub(crate) ran: Ran,
-    /// Errors that were injected: so many operations may still fail.
+    /// Errors that were injected and may have struck in this life: so many operations may still fail.
     pub(crate) faults: u64,
+    /// The last operation that was told to fail.
+    pub(crate) last_fault_at: u64,
     /// The opening has returned in this life.
     pub(crate) recovered: bool,
     pub(crate) verbose: bool,
@@ -130,6 +132,10 @@ pub(crate) async fn life(
     {
         let mut world = world.borrow_mut();
         world.rng = Rng::of(world.lineage.seed, world.life, STEPS_MAX);
+        if sim.op_count() > world.last_fault_at {
+            // What has struck a life before this one excuses nothing here.
+            world.faults = 0;
+        }
     }
     let shards = usize::try_from(1 + world.borrow_mut().rng.below(3)).unwrap();
     let mut tries = 0;
@@ -310,6 +316,7 @@ async fn phase(
         let errno = world.rng.pick(&[5, 5, 5, 28, 12]);
         let at = sim.op_count() + 1 + world.rng.below(12);
         sim.fail_op(at, errno);
+        world.last_fault_at = world.last_fault_at.max(at);
     }
     let healthy = match draw {
         0..=59 => appends(sim, &p, world).await?,
@@ -376,6 +383,11 @@ async fn delete(
 }
 
 async fn reopen(sim: &Sim, p: &Partition, world: &Shared, retention: bool) -> Verdict {
+    ensure!(
+        world.borrow().faulty(),
+        "P8 partition {} failed without a fault",
+        p.id()
+    );
     let mut tries = 0;
     loop {
         match p.reopen().await {

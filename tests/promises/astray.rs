@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use alluvium::backends::sim::Sim;
-use alluvium::{Error, OnCorruption, Partition, ReadLimits, Store, StoreConfig, Visibility};
+use alluvium::{Ack, Error, OnCorruption, Partition, ReadLimits, Store, StoreConfig, Visibility};
 use alluvium_testkit::promises::{BatchShape, Life, Seen, Survival, observe};
 
 use crate::machine;
@@ -69,7 +69,7 @@ async fn fill(sim: &Sim, rng: &mut Rng, config: StoreConfig, life: &mut Life) ->
         };
         let id = life.submit(0, shape);
         let appended = partition.append(shape.encode(id)).await?;
-        let checked = life.acknowledged(id, appended, partition.offsets());
+        let checked = life.acknowledged(id, Ack::Durable, appended, partition.offsets());
         assert_eq!(checked, Ok(()));
         if rests && rng.percent(10) {
             sim.sleep(Duration::from_millis(10)).await;
@@ -105,6 +105,9 @@ async fn look(
     let partition = store.partition(1).await.map_err(|e| format!("P7: {e}"))?;
     let (seen, named) = read_all(&partition, life).await?;
     let told = report.partitions.iter().any(|p| p.corruption.is_some());
+    if told && policy == OnCorruption::Refuse {
+        return Ok(None);
+    }
     if named || told {
         return Ok(Some(Found::ByRead));
     }
@@ -127,7 +130,10 @@ async fn read_all(partition: &Partition, life: &Life) -> Result<(Vec<Seen>, bool
             Ok(fetched) => {
                 let found = observe(life, &fetched).map_err(|v| format!("P7: {v}"))?;
                 seen.extend(found);
-                at = fetched.next_offset.max(at + 1);
+                if fetched.next_offset <= at {
+                    return Err(format!("P10: a read at {at} stands still"));
+                }
+                at = fetched.next_offset;
             }
             Err(Error::Corrupt(place)) => {
                 named = true;

@@ -105,13 +105,13 @@ impl Client {
             let append = pin!(handle.append_with(batch, level));
             let sleep = pin!(self.shared.sim.sleep(patience));
             match select(append, sleep).await {
-                Either::Left((result, _)) => self.shared.answered(n, handle, id, result),
+                Either::Left((result, _)) => self.shared.answered(n, handle, id, level, result),
                 Either::Right(_) => self.shared.count(|c| c.futures_dropped += 1),
             }
             return;
         }
         let result = handle.append_with(batch, level).await;
-        self.shared.answered(n, handle, id, result);
+        self.shared.answered(n, handle, id, level, result);
     }
 
     /// Several appends at once, in order.
@@ -124,10 +124,13 @@ impl Client {
             let Some((batch, id)) = self.submit(n, handle) else {
                 break;
             };
-            let options = AppendOptions::from(self.level());
-            match handle.try_append(batch, options) {
-                Ok(answer) => waiting.push((answer, id)),
-                Err(refused) => self.shared.answered(n, handle, id, Err(refused.error)),
+            let level = self.level();
+            match handle.try_append(batch, AppendOptions::from(level)) {
+                Ok(answer) => waiting.push((answer, level, id)),
+                Err(refused) => {
+                    let refused = Err(refused.error);
+                    self.shared.answered(n, handle, id, level, refused);
+                }
             }
             if many {
                 self.pause(5).await;
@@ -135,9 +138,9 @@ impl Client {
                 self.pause(60).await;
             }
         }
-        for (answer, id) in waiting {
+        for (answer, level, id) in waiting {
             let result = answer.await;
-            self.shared.answered(n, handle, id, result);
+            self.shared.answered(n, handle, id, level, result);
         }
     }
 
@@ -147,7 +150,7 @@ impl Client {
         };
         let level = self.level();
         match handle.begin_append(batch, level).await {
-            Err(e) => self.shared.answered(n, handle, id, Err(e)),
+            Err(e) => self.shared.answered(n, handle, id, level, Err(e)),
             Ok(pending) => {
                 let base = pending.base_offset();
                 let placed = self.shared.life(n, handle, |l| l.placed(id, base));
@@ -157,7 +160,7 @@ impl Client {
                     return;
                 }
                 let result = pending.acknowledged().await;
-                self.shared.answered(n, handle, id, result);
+                self.shared.answered(n, handle, id, level, result);
             }
         }
     }
@@ -174,7 +177,7 @@ impl Client {
             let text = format!("append_at({expected}) went to {}", appended.base_offset);
             self.shared.violate("P5", text);
         }
-        self.shared.answered(n, handle, id, result);
+        self.shared.answered(n, handle, id, Ack::Durable, result);
     }
 
     async fn read(&mut self, n: usize, handle: &Partition) {
@@ -349,6 +352,12 @@ impl Client {
                     s.incarnation = Some(handle.incarnation());
                     s.handle = Some(handle);
                 });
+            }
+            Err(e @ (Error::Io { .. } | Error::NoSpace { .. }))
+                if !self.shared.with(|w| w.faults) =>
+            {
+                self.shared
+                    .violate("P8", format!("create without any fault: {e}"));
             }
             // Its directory may be there after a crash, empty.
             Err(Error::Io { .. }) => {}

@@ -9,12 +9,13 @@ use std::time::Duration;
 use alluvium::backends::sim::{CrashKind, Sim, SimFactory, Stop};
 use alluvium::format::{SegmentHeader, SegmentKind};
 use alluvium::{Error, RecoveryReport, Shards, Store, StoreConfig, TailCase};
-use alluvium_testkit::promises::{BatchShape, Survival, Violation};
+use alluvium_testkit::promises::{Survival, Violation};
 use alluvium_testkit::simulation::{Coverage as _, Lineage, Ran, Tails};
 use futures_util::future::{Either, join_all, select};
 
 use crate::client::Client;
 use crate::coverage::Coverage;
+use crate::heal::{appends_go_on, heal};
 use crate::machine;
 use crate::rng::Rng;
 use crate::world::{Presence, Shared};
@@ -209,6 +210,7 @@ impl Chain {
                 Some(Ok((store, report))) => {
                     sim.cancel_crash();
                     sim.cancel_failures();
+                    self.shared.with(|w| w.faults = injected);
                     self.count_report(&report);
                     let opened = Opened { process, store };
                     self.check_all(&opened, survival)?;
@@ -355,6 +357,7 @@ impl Chain {
         let n = sim.op_count() + self.rng.range(1, within);
         self.shared.note(|| format!("operation {n} will fail"));
         sim.fail_op(n, EIO);
+        self.shared.with(|w| w.faults = true);
         self.shared.count(|c| c.faults_injected += 1);
     }
 
@@ -375,6 +378,7 @@ impl Chain {
                 let spell = async {
                     shared.sim.sleep(full_at).await;
                     shared.note(|| "the disk is full".to_owned());
+                    shared.with(|w| w.faults = true);
                     shared.sim.set_capacity(0);
                     shared.count(|c| c.disk_full_spells += 1);
                     std::future::pending::<()>().await;
@@ -440,6 +444,11 @@ impl Chain {
             End::Close => {
                 let closed = self.drive(store.close(Duration::from_secs(30)))?;
                 shared.note(|| format!("closed: {closed:?}"));
+                if let Some(Err(e)) = &closed
+                    && !shared.with(|w| w.faults)
+                {
+                    shared.violate("P10", format!("closing without any fault: {e}"));
+                }
                 if let Some(Ok(())) = closed {
                     shared.count(|c| c.clean_closes += 1);
                     shared.with(|w| {
@@ -531,69 +540,5 @@ pub(crate) fn survival_of(kind: CrashKind) -> Survival {
         CrashKind::PowerLoss => Survival::Durable,
     }
 }
-
-/// Reopens partitions that have failed and checks what they hold.
-async fn heal(shared: &Shared) {
-    let slots = shared.with(|w| w.slots.len());
-    for n in 0..slots {
-        let handle = shared.slot(n, |s| {
-            s.handle.clone().filter(|_| s.presence == Presence::Present)
-        });
-        let Some(handle) = handle else { continue };
-        let Ok(info) = handle.describe().await else {
-            continue;
-        };
-        if info.failure.is_none() {
-            if shared.slot(n, |s| s.failed) {
-                shared.violate(
-                    "P8",
-                    "a failure was answered, but the partition is well".into(),
-                );
-            }
-            continue;
-        }
-        let mut reopened = handle.reopen().await;
-        shared.note(|| format!("reopen {}: {reopened:?}", handle.id()));
-        for _ in 0..3 {
-            if reopened.is_ok() {
-                break;
-            }
-            // Another failure may have been waiting for the recovery.
-            reopened = handle.reopen().await;
-        }
-        if let Err(e) = reopened {
-            return shared.violate("P8", format!("reopen: {e}"));
-        }
-        shared.count(|c| c.reopened_after_failure += 1);
-        shared.slot(n, |s| s.failed = false);
-        shared.verify(n, &handle, Survival::Durable).await;
-    }
-}
-
-/// There is room again: every partition that has not failed takes appends.
-async fn appends_go_on(shared: &Shared) {
-    let slots = shared.with(|w| w.slots.len());
-    for n in 0..slots {
-        let Some(handle) = shared.handle(n) else {
-            continue;
-        };
-        let shape = BatchShape {
-            count: 1,
-            record_bytes: 16,
-            opaque: false,
-        };
-        let Some(id) = shared.life(n, &handle, |l| l.submit(HEALER, shape)) else {
-            continue;
-        };
-        let result = handle.append(shape.encode(id)).await;
-        if let Err(e @ Error::NoSpace { .. }) = &result {
-            shared.violate("P9", format!("there is room again: {e}"));
-        }
-        shared.answered(n, &handle, id, result);
-    }
-}
-
-/// The client that looks whether appends go on.
-const HEALER: u32 = u32::MAX;
 
 const EIO: i32 = 5;

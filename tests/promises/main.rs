@@ -19,6 +19,7 @@
 mod astray;
 mod client;
 mod coverage;
+mod heal;
 mod lineage;
 mod machine;
 mod rng;

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use alluvium::backends::sim::Sim;
-use alluvium::{Appended, Error, Partition, ReadLimits, Visibility};
+use alluvium::{Ack, Appended, Error, Partition, ReadLimits, Visibility};
 use alluvium_testkit::promises::{BatchId, Life, Survival, Violation, observe};
 use alluvium_testkit::simulation::{Lineage, Ran};
 
@@ -39,6 +39,8 @@ pub(crate) struct World {
     pub(crate) retention: bool,
     /// Retention goes by the age of records, not by their bytes.
     pub(crate) by_age: bool,
+    /// An error was injected into this round, or its disk was full for a time.
+    pub(crate) faults: bool,
     pub(crate) violation: Option<Violation>,
     pub(crate) coverage: Coverage,
     pub(crate) lineage: Lineage,
@@ -74,6 +76,7 @@ impl Shared {
             lives: 0,
             retention,
             by_age: false,
+            faults: false,
             violation: None,
             coverage: Coverage::default(),
             lineage,
@@ -163,18 +166,20 @@ impl Shared {
         n: usize,
         handle: &Partition,
         id: BatchId,
+        asked: Ack,
         result: Result<Appended, Error>,
     ) {
         self.note(|| format!("partition {} {id}: {result:?}", handle.id()));
         match result {
             Ok(appended) => {
                 let offsets = handle.offsets();
-                let checked = self.life(n, handle, |l| l.acknowledged(id, appended, offsets));
+                let acknowledged = |l: &mut Life| l.acknowledged(id, asked, appended, offsets);
+                let checked = self.life(n, handle, acknowledged);
                 self.check(checked.unwrap_or(Ok(())));
                 self.count(|c| match appended.level {
-                    alluvium::Ack::Accepted => c.acks_accepted += 1,
-                    alluvium::Ack::Written => c.acks_written += 1,
-                    alluvium::Ack::Durable => c.acks_durable += 1,
+                    Ack::Accepted => c.acks_accepted += 1,
+                    Ack::Written => c.acks_written += 1,
+                    Ack::Durable => c.acks_durable += 1,
                 });
             }
             Err(e) => {
@@ -191,6 +196,16 @@ impl Shared {
 
     /// Looks at an error that a running store gave.
     pub(crate) fn failed(&self, n: usize, handle: &Partition, error: &Error) {
+        let of_a_fault = matches!(
+            error,
+            Error::PartitionFailed { .. }
+                | Error::OutcomeUnknown { .. }
+                | Error::NoSpace { .. }
+                | Error::Io { .. }
+        );
+        if of_a_fault && !self.with(|w| w.faults) {
+            self.violate("P8", format!("without any fault: {error}"));
+        }
         match error {
             Error::PartitionFailed { .. } | Error::OutcomeUnknown { .. } => {
                 let mine = Some(handle.incarnation());

@@ -18,7 +18,8 @@ use crate::partition::{Fetched, ReadLimits, Visibility};
 ///
 /// After an error the stream goes on where it stood when it is polled again (an
 /// [`Error::OutOfRange`] after a trim or truncation comes again until
-/// [`seek`](Self::seek) moves it); it ends when the partition or store is closed.
+/// [`seek`](Self::seek) moves it); it ends when the partition or store is closed, and behind the one
+/// [`Error::ShardDead`] with which it tells of the death of its shard.
 pub struct Subscription {
     partition: Partition,
     offsets: watch::Receiver<Offsets>,
@@ -27,6 +28,8 @@ pub struct Subscription {
     /// Where it stands, with what is read ahead for it.
     places: Arc<Places>,
     fetching: Option<Fetching>,
+    /// The death of the shard was told: there is nothing to wait for any more.
+    dead: bool,
 }
 
 type Fetching = Pin<Box<dyn Future<Output = Result<Fetched>> + Send>>;
@@ -41,6 +44,7 @@ impl Subscription {
             limits,
             places: Arc::new(Places::sequential()),
             fetching: None,
+            dead: false,
         }
     }
 
@@ -84,6 +88,9 @@ impl Stream for Subscription {
     type Item = Result<Fetched>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.dead {
+            return Poll::Ready(None);
+        }
         let mut fetching = match self.fetching.take() {
             Some(fetching) => fetching,
             None => self.fetch(),
@@ -100,7 +107,10 @@ impl Stream for Subscription {
             Poll::Ready(Err(
                 Error::Closed | Error::ClosedInFlight | Error::PartitionNotFound { .. },
             )) => Poll::Ready(None),
-            Poll::Ready(Err(e)) => Poll::Ready(Some(Err(e))),
+            Poll::Ready(Err(e)) => {
+                self.dead = matches!(e, Error::ShardDead { .. });
+                Poll::Ready(Some(Err(e)))
+            }
         }
     }
 }

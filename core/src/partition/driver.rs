@@ -289,8 +289,9 @@ impl<B: IoBackend> Partition<B> {
             state.durable_wanted = state.placed.count;
             return Started::Blocked(again(asked));
         }
-        // At rest the control batch is a seal as well: one write instead of two, and, as with a
-        // seal, no offset needs to stay reserved.
+        // At rest the control batch is a seal as well: a log that ends with it is whole, and, as with a
+        // seal, no offset needs to stay reserved. It is no proof of itself: if it rots, the trim is
+        // undone. So a seal of its own follows, as behind any other batch.
         let at_rest = idle && state.pipeline.durable() == state.placed;
         let reserved = if at_rest {
             offsets.log_end()
@@ -308,7 +309,6 @@ impl<B: IoBackend> Partition<B> {
             }
             let write = self.place_control(state, batch);
             state.log_start_placed = state.log_start_placed.max(to);
-            state.tail_sealed = at_rest;
             if at_rest {
                 state.reserved_durable = reserved;
                 state.reserved_placed = reserved;

@@ -109,7 +109,12 @@ impl Sweep {
             None => {}
         }
         let shows = fails.is_some_and(|(_, call, failure)| !is_hidden(call, failure));
-        self.world.borrow_mut().faults = u64::from(shows);
+        {
+            let mut world = self.world.borrow_mut();
+            world.faults = u64::from(shows);
+            // Calls are counted here, not operations.
+            world.last_fault_at = u64::MAX;
+        }
         for (life, phases) in [(0, 5), (1, 3), (2, 1)] {
             if life == 2 {
                 sim.cancel_failures();

@@ -1,6 +1,7 @@
 //! A whole store directory that somebody has altered: it opens or says why not, ends, and serves
 //! nothing that was not there.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use alluvium_core::format::{
 use alluvium_core::{
     Ack, Error, InspectRequest, OnCorruption, Partition, ReadLimits, Store, Visibility,
 };
+use bytes::Bytes;
 
 use super::input::Input;
 use super::machine::{Image, STORE, configure, image_of, machine, plant};
@@ -81,9 +83,16 @@ pub fn open_image(data: &[u8]) {
     let sim = plant(&image);
     let seen = visit.run(&sim);
     if seen.is_some() && !visit.read_only && how & 8 != 0 {
-        // What was recovered stays: nothing is lost by a second opening.
+        // What was recovered stays, and what was appended to it: nothing is lost by a second opening.
         let again = visit.run(&sim);
-        assert!(forged || again >= seen, "{again:?} after {seen:?}");
+        let kept = |seen: &Records| {
+            let again = again.as_ref();
+            again.is_some_and(|again| seen.iter().all(|(at, value)| again.get(at) == Some(value)))
+        };
+        assert!(
+            forged || seen.as_ref().is_some_and(kept),
+            "{again:?} after {seen:?}"
+        );
     }
 }
 
@@ -198,9 +207,9 @@ struct Visit {
 }
 
 impl Visit {
-    /// Opens the store, reads everything, appends, and closes. The number of records of partition 1
-    /// that can be read, if it opens.
-    fn run(self, sim: &Sim) -> Option<u64> {
+    /// Opens the store, reads everything, appends, and closes. All records that can be read, and those that
+    /// were appended, if it opens.
+    fn run(self, sim: &Sim) -> Option<Records> {
         sim.block_on(async {
             let builder = Store::builder(STORE).configure(|config| {
                 configure(config);
@@ -212,15 +221,12 @@ impl Visit {
                 builder
             };
             let (store, _) = builder.backend(sim.new_process()).open().await.ok()?;
-            let mut seen = None;
+            let mut seen = Records::new();
             for info in store.list_partitions().await.unwrap_or_default() {
                 let Ok(p) = store.partition(info.id).await else {
                     continue;
                 };
-                let records = read_through(&p, self.honest).await;
-                if info.id == 1 {
-                    seen = Some(records);
-                }
+                let to_the_end = read_through(&p, self.honest, &mut seen).await;
                 if self.inspect {
                     // Tells what it finds, or fails with a type.
                     drop(p.inspect(InspectRequest::default()).await);
@@ -229,32 +235,39 @@ impl Visit {
                 if !self.read_only {
                     // What belongs at the offset, unless a forged log has none left.
                     let end = p.offsets().log_end();
-                    let more = match end.checked_add(1) {
-                        Some(_) => logs::batch(end, 1),
-                        None => Batch::from_values(["x"]).unwrap(),
+                    let (more, value) = match end.checked_add(1) {
+                        Some(_) => (logs::batch(end, 1), logs::value(end)),
+                        None => (Batch::from_values(["x"]).unwrap(), b"x".to_vec()),
                     };
-                    drop(p.append(more).await);
+                    if let Ok(appended) = p.append(more).await
+                        && to_the_end
+                    {
+                        seen.insert((info.id, appended.base_offset), value.into());
+                    }
                 }
             }
             drop(store.close(Duration::from_secs(30)).await);
-            seen
+            Some(seen)
         })
     }
 }
 
-async fn read_through(p: &Partition, honest: bool) -> u64 {
-    let mut records = 0;
+/// By partition and offset.
+type Records = BTreeMap<(u64, u64), Bytes>;
+
+/// Adds all that can be read; whether that goes to the end.
+async fn read_through(p: &Partition, honest: bool, records: &mut Records) -> bool {
     let offsets = p.offsets();
     let mut at = offsets.log_start();
     for _ in 0..READS_MAX {
         if at >= offsets.durable() {
-            break;
+            return true;
         }
         match p.read(at, ReadLimits::default(), Visibility::Durable).await {
             Ok(fetched) => {
                 for record in fetched.records() {
                     let Ok(record) = record else { break };
-                    records += 1;
+                    records.insert((p.id(), record.offset), record.value.clone());
                     let right = record.value[..] == logs::value(record.offset)[..];
                     assert!(right || !honest, "offset {} has other bytes", record.offset);
                 }
@@ -266,12 +279,12 @@ async fn read_through(p: &Partition, honest: bool) -> u64 {
             }
             Err(Error::Corrupt(damage)) => match damage.offset_end {
                 Some(end) if end > at => at = end,
-                _ => break,
+                _ => return false,
             },
-            Err(_) => break,
+            Err(_) => return false,
         }
     }
-    records
+    false
 }
 
 /// Index files are never evidence: whatever they hold, the store opens and no read returns anything

@@ -77,6 +77,7 @@ pub fn ops_vs_model(data: &[u8]) {
             model.survival = Survival::Durable;
         }
     }
+    model.faulty = false;
     let verdict = sim.block_on(live(&sim, sim.new_process(), &mut model, &mut Input(&[])));
     verdict.unwrap_or_else(|violation| panic!("{violation}"));
 }
@@ -115,14 +116,13 @@ async fn live(
             break;
         }
         if !step(sim, &p, model, input, op).await? {
-            let reopened = p.reopen().await;
             model.survival = Survival::Durable;
-            if let Err(e) = reopened {
-                // Faults strike the recovery, too.
-                if model.faulty {
-                    break;
-                }
-                return Err(Violation::new("P8", format!("reopen: {e}")));
+            if p.reopen().await.is_err() {
+                // Faults strike the recovery, too: once they are over it works.
+                sim.cancel_failures();
+                sim.set_capacity(CAPACITY);
+                let reopened = p.reopen().await;
+                reopened.map_err(|e| Violation::new("P8", format!("reopen: {e}")))?;
             }
             if !judge(&p, model).await? {
                 break;
@@ -132,7 +132,12 @@ async fn live(
     match store.close(Duration::from_secs(60)).await {
         Ok(()) if !model.faulty => model.life.closed(),
         Ok(()) => {}
-        Err(_) if model.faulty => {}
+        Err(
+            Error::PartitionFailed { .. }
+            | Error::OutcomeUnknown { .. }
+            | Error::NoSpace { .. }
+            | Error::Io { .. },
+        ) if model.faulty => {}
         Err(e) => return Err(Violation::new("P10", format!("close: {e}"))),
     }
     Ok(())
@@ -327,7 +332,7 @@ async fn append(
         match p.try_append(shape.encode(id), level.into()) {
             // Nobody waits for it; it is written all the same.
             Ok(answer) if flags & 0x24 == 0x24 => drop(answer),
-            Ok(answer) => waiting.push((id, answer)),
+            Ok(answer) => waiting.push((id, level, answer)),
             Err(refused) => {
                 model.life.refused(id);
                 let full = matches!(refused.error, Error::Full { .. });
@@ -338,9 +343,9 @@ async fn append(
         }
     }
     let mut healthy = true;
-    for (id, answer) in waiting {
+    for (id, level, answer) in waiting {
         match answer.await {
-            Ok(appended) => model.life.acknowledged(id, appended, p.offsets())?,
+            Ok(appended) => model.life.acknowledged(id, level, appended, p.offsets())?,
             Err(e) => {
                 if e.is_not_applied() {
                     model.life.refused(id);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use alluvium_core::{Appended, Fetched, Offsets, Visibility};
+use alluvium_core::{Ack, Appended, Fetched, Offsets, Visibility};
 
 use super::{BatchId, BatchShape, Seen, Violation};
 
@@ -16,7 +16,7 @@ pub enum Survival {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+pub(super) enum Fate {
     /// Submitted, not answered yet, or never will be.
     Open,
     /// Acknowledged, or found by a recovery.
@@ -28,21 +28,23 @@ enum Fate {
 }
 
 #[derive(Debug)]
-struct Entry {
-    client: u32,
-    shape: BatchShape,
-    fate: Fate,
-    base: Option<u64>,
+pub(super) struct Entry {
+    pub(super) client: u32,
+    pub(super) shape: BatchShape,
+    pub(super) fate: Fate,
+    pub(super) base: Option<u64>,
     /// Truncations that may have cut it.
-    clips: Vec<u64>,
+    pub(super) clips: Vec<u64>,
+    /// The lowest truncation that has cut it for certain.
+    pub(super) cut_at: u64,
     /// Under way at the same time as a truncation: nobody can tell which came first.
-    blurred: bool,
+    pub(super) blurred: bool,
     /// The lowest of those truncations.
-    blurred_at: u64,
+    pub(super) blurred_at: u64,
     /// It was answered before the latest truncation was asked for.
-    before_cut: bool,
+    pub(super) before_cut: bool,
     /// The last check that saw it.
-    round: u32,
+    pub(super) round: u32,
 }
 
 impl Entry {
@@ -51,12 +53,12 @@ impl Entry {
     }
 
     /// Where it ends after the truncations.
-    fn kept_end(&self, base: u64) -> u64 {
+    pub(super) fn kept_end(&self, base: u64) -> u64 {
         let cuts = self.clips.iter().copied().filter(|clip| *clip > base);
         cuts.min().unwrap_or(u64::MAX).min(self.end(base))
     }
 
-    fn exists(&self) -> bool {
+    pub(super) fn exists(&self) -> bool {
         matches!(self.fate, Fate::Open | Fate::Kept)
     }
 }
@@ -73,25 +75,25 @@ pub struct ReadStart {
 /// One partition, as its clients know it.
 #[derive(Debug)]
 pub struct Life {
-    number: u64,
-    entries: Vec<Entry>,
+    pub(super) number: u64,
+    pub(super) entries: Vec<Entry>,
     /// Offsets that an acknowledgement or a durable read has shown.
-    bound: BTreeMap<u64, (BatchId, u32)>,
+    pub(super) bound: BTreeMap<u64, (BatchId, u32)>,
     /// A truncation that was asked for and not answered yet.
-    cut: Option<u64>,
+    pub(super) cut: Option<u64>,
     /// Counts truncations, begun and ended.
     epoch: u32,
     /// Everything placed below has been promised durable.
-    durable: u64,
+    pub(super) durable: u64,
     /// Everything placed below has been promised written.
-    written: u64,
+    pub(super) written: u64,
     /// Highest end that was acknowledged at any level.
-    accepted: u64,
-    trim_asked: u64,
-    trimmed: u64,
+    pub(super) accepted: u64,
+    pub(super) trim_asked: u64,
+    pub(super) trimmed: u64,
     /// Whether retention may trim by itself.
-    retention: bool,
-    round: u32,
+    pub(super) retention: bool,
+    pub(super) round: u32,
     /// Weakly acknowledged batches that recoveries have lost, as they may.
     pub weak_lost: u64,
 }
@@ -133,6 +135,7 @@ impl Life {
             blurred_at,
             round,
             before_cut: false,
+            cut_at: u64::MAX,
         });
         id
     }
@@ -157,7 +160,7 @@ impl Life {
         self.set_base(id, base)
     }
 
-    fn set_base(&mut self, id: BatchId, base: u64) -> Result<(), Violation> {
+    pub(super) fn set_base(&mut self, id: BatchId, base: u64) -> Result<(), Violation> {
         let entry = &mut self.entries[index(id)];
         match entry.base {
             Some(known) if known != base => {
@@ -171,14 +174,19 @@ impl Life {
         }
     }
 
-    /// The batch was acknowledged; `offsets` are the published ones, looked at after it.
+    /// The batch was acknowledged, at the level `asked` for; `offsets` are the published ones, looked at
+    /// after it.
     pub fn acknowledged(
         &mut self,
         id: BatchId,
+        asked: Ack,
         appended: Appended,
         offsets: Offsets,
     ) -> Result<(), Violation> {
-        use alluvium_core::Ack;
+        if appended.level != asked {
+            let text = format!("{id} asked for {asked:?} and is acknowledged as {appended:?}");
+            return Err(Violation::new("P1", text));
+        }
         self.set_base(id, appended.base_offset)?;
         let end = appended.end_offset();
         let entry = &mut self.entries[index(id)];
@@ -223,7 +231,7 @@ impl Life {
         Ok(())
     }
 
-    fn bind(&mut self, seen: Seen) -> Result<(), Violation> {
+    pub(super) fn bind(&mut self, seen: Seen) -> Result<(), Violation> {
         let Seen {
             offset,
             batch,
@@ -295,12 +303,13 @@ impl Life {
             let text = format!("offsets {log_start} {durable} {log_end}, before {start:?}");
             return Err(Violation::new("P2", text));
         }
+        self.check_bounds(start, visibility, fetched, seen)?;
         for one in seen {
             let entry = &self.entries[index(one.batch)];
             if entry.blurred {
                 continue;
             }
-            if entry.fate == Fate::Gone {
+            if entry.fate == Fate::Gone || one.offset >= entry.cut_at {
                 let text = format!("{} was gone and is read at {}", one.batch, one.offset);
                 return Err(Violation::new("P6", text));
             }
@@ -322,6 +331,40 @@ impl Life {
                 );
                 return Err(Violation::new("P1", text));
             }
+        }
+        Ok(())
+    }
+
+    /// A read returns what was asked for and may be seen, and nobody trims unasked.
+    fn check_bounds(
+        &self,
+        start: ReadStart,
+        visibility: Visibility,
+        fetched: &Fetched,
+        seen: &[Seen],
+    ) -> Result<(), Violation> {
+        let what = |promise, text: &str| {
+            Err(Violation::new(
+                promise,
+                format!("{text}: {start:?}, {seen:?} of {fetched:?}"),
+            ))
+        };
+        let end = match visibility {
+            Visibility::Durable => fetched.durable,
+            Visibility::Visible => fetched.log_end,
+        };
+        if seen.last().is_some_and(|last| last.offset >= end) {
+            return what("P5", "a read behind what may be seen");
+        }
+        let opaque = |one: &Seen| self.entries[index(one.batch)].shape.opaque;
+        if seen
+            .first()
+            .is_some_and(|first| first.offset < start.from && !opaque(first))
+        {
+            return what("P4", "a read before what was asked for");
+        }
+        if fetched.log_start > self.trims_reach() && !self.retention {
+            return what("P1", "nobody trimmed as far");
         }
         Ok(())
     }
@@ -401,6 +444,9 @@ impl Life {
             }
             if base < to {
                 entry.clips.push(to);
+                if entry.before_cut {
+                    entry.cut_at = entry.cut_at.min(to);
+                }
             } else if entry.before_cut {
                 entry.fate = Fate::Gone;
             }
@@ -412,186 +458,8 @@ impl Life {
         self.cut = None;
         self.epoch += 1;
     }
-
-    /// Compares the model with everything that can be read after a recovery, and makes that the
-    /// state from now on. `seen` is all of `[log start, durable)`.
-    pub fn recovered(
-        &mut self,
-        survival: Survival,
-        offsets: Offsets,
-        seen: &[Seen],
-    ) -> Result<(), Violation> {
-        self.round += 1;
-        let promised = match survival {
-            Survival::Written => self.durable.max(self.written),
-            Survival::Durable => self.durable,
-        };
-        let promised = self.settle_cut(promised, seen);
-        self.check_start(offsets)?;
-        self.check_seen(offsets.log_start(), seen)?;
-        for (i, entry) in self.entries.iter().enumerate() {
-            let Some(base) = entry.base else { continue };
-            let end = entry.kept_end(base);
-            let owed = entry.exists() && !entry.blurred && end <= promised;
-            if owed && end > offsets.log_start() && entry.round != self.round {
-                let text = format!(
-                    "batch {}.{i} at [{base}, {end}) of a log promised up to {promised} is lost; \
-                     {offsets:?}",
-                    self.number
-                );
-                return Err(Violation::new("P1", text));
-            }
-        }
-        for entry in &mut self.entries {
-            if entry.round == self.round {
-                entry.fate = Fate::Kept;
-            } else if entry.exists() {
-                self.weak_lost += u64::from(entry.fate == Fate::Kept);
-                entry.fate = Fate::Gone;
-            }
-            entry.blurred = false;
-            entry.blurred_at = u64::MAX;
-        }
-        self.bound = self.bound.split_off(&offsets.log_start());
-        for one in seen {
-            self.bind(*one)?;
-        }
-        self.durable = offsets.durable();
-        self.written = self.durable;
-        self.accepted = self.durable;
-        self.trimmed = offsets.log_start();
-        Ok(())
-    }
-
-    /// Whether a truncation of unknown outcome was carried out; from now on it stays so. Returns up
-    /// to where the log is promised.
-    fn settle_cut(&mut self, promised: u64, seen: &[Seen]) -> u64 {
-        let Some(to) = self.cut else {
-            return promised;
-        };
-        let old = |id: BatchId| self.entries[index(id)].before_cut;
-        if seen.iter().any(|s| s.offset >= to && old(s.batch)) {
-            self.cut_refused();
-            return promised;
-        }
-        self.cut_done();
-        promised.min(to)
-    }
-
-    fn check_start(&self, offsets: Offsets) -> Result<(), Violation> {
-        let start = offsets.log_start();
-        if start > offsets.durable() || offsets.durable() > offsets.log_end() {
-            return Err(Violation::new("P2", format!("after recovery {offsets:?}")));
-        }
-        if start < self.trimmed {
-            let text = format!(
-                "the log starts at {start}, it was trimmed to {}",
-                self.trimmed
-            );
-            return Err(Violation::new("P6", text));
-        }
-        if start > self.trim_asked.max(self.trimmed) && !self.retention {
-            let text = format!(
-                "the log starts at {start}, nobody trimmed beyond {}",
-                self.trim_asked
-            );
-            return Err(Violation::new("P1", text));
-        }
-        Ok(())
-    }
-
-    fn check_seen(&mut self, log_start: u64, seen: &[Seen]) -> Result<(), Violation> {
-        let mut newest: BTreeMap<u32, BatchId> = BTreeMap::new();
-        let mut before: Option<Seen> = None;
-        for one in seen {
-            let Seen {
-                offset,
-                batch,
-                index: i,
-            } = *one;
-            if before.is_some_and(|b| b.offset >= offset) {
-                return Err(Violation::new(
-                    "P4",
-                    format!("offset {offset} is read twice"),
-                ));
-            }
-            let goes_on = before
-                .is_some_and(|b| b.batch == batch && b.index + 1 == i && b.offset + 1 == offset);
-            if !goes_on {
-                if let Some(before) = before {
-                    self.check_end(before)?;
-                }
-                self.check_first(*one, log_start, &mut newest)?;
-            }
-            if let Some(known) = self
-                .bound
-                .get(&offset)
-                .filter(|known| **known != (batch, i))
-            {
-                let text = format!("offset {offset} has shown {}, now {batch}", known.0);
-                return Err(Violation::new("P5", text));
-            }
-            before = Some(*one);
-        }
-        before.map_or(Ok(()), |last| self.check_end(last))
-    }
-
-    fn check_first(
-        &mut self,
-        one: Seen,
-        log_start: u64,
-        newest: &mut BTreeMap<u32, BatchId>,
-    ) -> Result<(), Violation> {
-        let Seen {
-            offset,
-            batch,
-            index: i,
-        } = one;
-        if i != 0 && offset != log_start {
-            let text = format!("{batch} begins with record {i} at {offset}");
-            return Err(Violation::new("P3", text));
-        }
-        self.set_base(batch, offset.wrapping_sub(u64::from(i)))?;
-        let round = self.round;
-        let entry = &mut self.entries[index(batch)];
-        let promise = match entry.fate {
-            Fate::Gone if !entry.clips.is_empty() || offset < log_start => "P6",
-            Fate::Gone | Fate::Refused => "P4",
-            Fate::Open | Fate::Kept if entry.round == round => "P4",
-            Fate::Open | Fate::Kept => {
-                entry.round = round;
-                let last = newest.insert(entry.client, batch);
-                return match last {
-                    Some(last) if last >= batch => Err(Violation::new(
-                        "P4",
-                        format!("{last} stands before {batch}"),
-                    )),
-                    _ => Ok(()),
-                };
-            }
-        };
-        let text = format!(
-            "{batch} is at {offset} after it was {:?} or seen already",
-            entry.fate
-        );
-        Err(Violation::new(promise, text))
-    }
-
-    fn check_end(&self, last: Seen) -> Result<(), Violation> {
-        let entry = &self.entries[index(last.batch)];
-        let whole = last.index + 1 == entry.shape.count;
-        let clipped = entry.clips.contains(&(last.offset + 1));
-        if whole || clipped {
-            return Ok(());
-        }
-        let text = format!(
-            "{} ends with record {} at {}",
-            last.batch, last.index, last.offset
-        );
-        Err(Violation::new("P3", text))
-    }
 }
 
-fn index(id: BatchId) -> usize {
+pub(super) fn index(id: BatchId) -> usize {
     usize::try_from(id.0 & 0xFFFF_FFFF).unwrap_or(usize::MAX)
 }

@@ -24,6 +24,7 @@
 
 mod life;
 mod payload;
+mod recovered;
 mod seen;
 
 use std::fmt;

@@ -167,7 +167,8 @@ impl Judge {
                 // The writer has compared the published offsets itself.
                 let offsets = Offsets::new(0, appended.end_offset());
                 let id = crate::promises::BatchId(id);
-                return self.slots[slot].life.acknowledged(id, appended, offsets);
+                let life = &mut self.slots[slot].life;
+                return life.acknowledged(id, level, appended, offsets);
             }
             Event::Refused { slot, id } => {
                 self.slots[slot].life.refused(crate::promises::BatchId(id));
