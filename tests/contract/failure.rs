@@ -306,7 +306,7 @@ fn waiters_of_a_dropped_store_are_answered() {
         );
         let answer = match answered.await {
             futures_util::future::Either::Left((answer, _)) => answer,
-            futures_util::future::Either::Right((_, ack)) => {
+            futures_util::future::Either::Right(((), ack)) => {
                 // The disk has the write, nobody else; the machine says so if that is for ever.
                 sim.set_stalled(false);
                 ack.await
