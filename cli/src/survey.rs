@@ -38,8 +38,8 @@ impl Survey {
             .or_else(|| unsealed.then(|| note.to_owned()))
     }
 
-    /// The tail, taken for an unacknowledged one, that the next opening for writing cuts, for people. Where the opening met
-    /// damage, what is torn may have been acknowledged, and nothing is cut.
+    /// The tail, taken for an unacknowledged one, that the next opening for writing cuts, for people.
+    /// Where the opening met damage, what is torn may have been acknowledged, and nothing is cut.
     pub(crate) fn torn_tail(&self) -> Option<String> {
         let recovery = &self.info.recovery;
         let (path, position) = recovery
