@@ -12,7 +12,7 @@ use alluvium::{InspectDetail, InspectRequest, ReadLimits, Store, Visibility};
 use alluvium_testkit::logs::{SEGMENT_BYTES, batch, close, fill, small};
 use futures_util::future::join_all;
 
-use crate::machine::{DIR, EIO, machine, store_and_partition, try_open};
+use crate::machine::{DIR, EIO, machine, machine_with, store_and_partition, try_open};
 
 /// Counts the writes that are not durable ones (where every append is durable: the zeros ahead of the
 /// appends), on a backend that has room for so many.
@@ -226,6 +226,31 @@ fn space_comes_back_when_the_last_reader_has_gone() {
             "{left} of {before} files, {held} beside the reader"
         );
         assert_eq!(left, p.describe().await.unwrap().segments);
+        close(&store).await;
+    });
+}
+
+/// A partition at rest wakes nobody, also where its segment has no room for a seal: nobody would ever
+/// write it.
+#[test]
+fn a_partition_at_rest_sleeps_in_a_full_segment_too() {
+    // A trim at rest takes two blocks, for itself and its seal; of an odd number the last one is left.
+    let sim = machine_with(19, |c| c.alignment = 4096);
+    sim.block_on(async {
+        let (store, p) = store_and_partition(&sim).await;
+        fill(&p, 64, 1).await;
+        let mut without_seal = 0;
+        for to in 1..=40 {
+            let before = sim.counters();
+            p.trim_before(to).await.unwrap();
+            sim.sleep(Duration::from_secs(1)).await;
+            let at_rest = sim.counters();
+            sim.sleep(Duration::from_secs(1)).await;
+            let wakes = sim.counters().sleeps - at_rest.sleeps - 1;
+            assert_eq!(wakes, 0, "trim to {to}, within a second of rest");
+            without_seal += u64::from(at_rest.durable_writes - before.durable_writes == 1);
+        }
+        assert!(without_seal > 0, "no trim took the last block");
         close(&store).await;
     });
 }

@@ -82,4 +82,6 @@ pub struct Counters {
     pub in_flight_at_crash: u64,
     /// Panics of tasks that were caught.
     pub panics_caught: u64,
+    /// Times that somebody began to wait for the clock.
+    pub sleeps: u64,
 }

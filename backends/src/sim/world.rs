@@ -221,6 +221,7 @@ impl World {
     }
 
     pub(super) fn add_timer(&mut self, duration: Duration) -> Key {
+        self.counters.sleeps += 1;
         let key = self.timers.insert(Timer {
             waker: None,
             fired: false,

@@ -208,15 +208,11 @@ impl<B: IoBackend> Partition<B> {
 
     /// A seal behind the last batch, if there is something to seal and room for it.
     fn seal(&self, state: &mut State<B::File>) -> Option<Write<B::File>> {
-        let end = state.offsets.log_end();
-        let batch = state.control(ControlReason::Seal, end);
-        let has_room = state
-            .active
-            .as_ref()
-            .is_some_and(|a| a.has_control_room(batch.encoded_len()));
-        if state.tail_sealed || !has_room {
+        if !state.lacks_seal() {
             return None;
         }
+        let end = state.offsets.log_end();
+        let batch = state.control(ControlReason::Seal, end);
         // Everything shown is durable now: no offset needs to stay reserved.
         state.reserved_durable = end;
         state.reserved_placed = end;
@@ -420,8 +416,8 @@ impl<B: IoBackend> Partition<B> {
         self.evict();
         self.reuse_retired();
         let mut state = self.state.borrow_mut();
-        let at_rest = state.tail_sealed && state.retired.is_empty();
-        if state.is_open() && !at_rest && !state.watched {
+        let held = state.is_open() && !state.retired.is_empty();
+        if (held || state.lacks_seal()) && !state.watched {
             state.watched = true;
             self.shard.unsealed.borrow_mut().push(Rc::clone(self));
             self.shard.tick.notify();

@@ -321,4 +321,12 @@ impl<F: IoFile> State<F> {
     pub(super) fn is_open(&self) -> bool {
         matches!(self.mode, Mode::Open)
     }
+
+    /// Whether the tail can be sealed in its place, and is not. A segment that is full to the last block
+    /// is sealed by the header of the next one.
+    pub(super) fn lacks_seal(&self) -> bool {
+        let active = self.active.as_ref();
+        let has_room = || active.is_some_and(|a| a.has_control_room(CONTROL_BATCH_LEN));
+        self.is_open() && !self.tail_sealed && has_room()
+    }
 }

@@ -208,7 +208,7 @@ impl<B: IoBackend> Partition<B> {
         let mut state = self.state.borrow_mut();
         let idle = state.activity == state.activity_seen;
         state.activity_seen = state.activity;
-        let unsealed = state.is_open() && !state.tail_sealed;
+        let unsealed = state.lacks_seal();
         let seals = unsealed && idle && state.queue.is_empty();
         let held = state.is_open() && !state.retired.is_empty();
         state.watched = held || (unsealed && !seals);
